@@ -1,0 +1,43 @@
+# `make` alone explains the targets. Everything that is installed lies below LLM_BRIDGE_HOME, everything that is
+# built below build/.
+SHELL := /bin/bash
+HOME_DIR := $(or $(LLM_BRIDGE_HOME),/var/tmp/llm-bridge)
+PYTHON := $(HOME_DIR)/airflow-env/bin/python
+export MYPY_CACHE_DIR := build/cache/mypy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up status down clean test lint format
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: ## install what is missing: Debian packages (as root), two Python environments
+	@./setup.sh
+
+demo: setup ## the whole pipeline on this machine: local Slurm cluster, test Hub, Airflow, one run
+	@$(PYTHON) -m demo run
+
+up: setup ## start cluster, Hub and Airflow, without a run
+	@$(PYTHON) -m demo up
+
+status: ## what of it is up
+	@$(PYTHON) -m demo status
+
+down: ## stop all that was started
+	@if [ -x "$(PYTHON)" ]; then "$(PYTHON)" -m demo down; fi
+
+clean: ## stop it and delete what was built, the local cluster's files included
+	@if [ -x "$(PYTHON)" ]; then "$(PYTHON)" -m demo clean; fi
+	@rm -rf build
+
+lint: setup ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+format: setup ## let ruff put the sources in shape
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+test: lint ## lint and all tests, on a real local cluster
+	@$(PYTHON) -m pytest

@@ -1,0 +1,144 @@
+"""verl's FSDP checkpoints on disk: which are complete, and where training goes on.
+
+Layout (``verl/utils/checkpoint``, 0.9.1): ``DIR/global_step_N/`` for SFT, ``DIR/global_step_N/actor/`` and
+``critic/`` for PPO, each with ``KIND_world_size_W_rank_R.pt`` for every process and ``fsdp_config.json``;
+``DIR/latest_checkpointed_iteration.txt`` names the newest N. verl marks no checkpoint as complete.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Optional
+
+from job_io import JobError, read_json, say
+
+TRACKER = "latest_checkpointed_iteration.txt"
+# The names of checkpoint.save_contents, and the files that they become.
+KINDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
+
+
+def tracked_step(directory: Path) -> Optional[int]:
+    """The step that verl would resume from, or None when nothing was saved yet."""
+    try:
+        return int((directory / TRACKER).read_text().strip())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return None  # cut off while it was written (PPO does not write it atomically)
+
+
+def step_directory(directory: Path, step: int) -> Path:
+    """Where verl keeps the checkpoint of ``step``."""
+    return directory / f"global_step_{step}"
+
+
+def world_size(part: Path) -> Optional[int]:
+    """How many processes wrote this checkpoint, or None when it does not say.
+
+    :param part: a directory that holds shards.
+    """
+    config = read_json(part / "fsdp_config.json")
+    return config.get("world_size") if isinstance(config, dict) else None
+
+
+def missing(part: Path, contents: Iterable[str]) -> list[str]:
+    """The files that a complete checkpoint would have and this one lacks; empty when it is complete.
+
+    A file that was cut off counts as missing: torch writes zip archives, whose table of contents comes last.
+
+    :param part: a directory that holds shards.
+    :param contents: what must be there, of ``KINDS``; other words are ignored.
+    """
+    processes = world_size(part)
+    if processes is None:
+        return ["fsdp_config.json"]
+    names = [
+        f"{KINDS[word]}_world_size_{processes}_rank_{rank}.pt"
+        for word in contents
+        if word in KINDS
+        for rank in range(processes)
+    ]
+    return [name for name in names if not zipfile.is_zipfile(part / name)]
+
+
+def is_complete(checkpoint: Path, contents: Iterable[str]) -> bool:
+    """Whether training can go on from here.
+
+    :param checkpoint: a ``global_step_N`` directory, of SFT or PPO.
+    :param contents: see ``missing``.
+    """
+    contents = list(contents)
+    # PPO saves actor, critic, data.pt in this order; SFT the shards, then data_0.pt.
+    if (checkpoint / "actor").is_dir():
+        parts = [part for part in (checkpoint / "actor", checkpoint / "critic") if part.is_dir()]
+        position = checkpoint / "data.pt"
+    else:
+        parts, position = [checkpoint], checkpoint / "data_0.pt"
+    if not any(zipfile.is_zipfile(p) for p in (position, _set_aside(position))):
+        return False
+    return not any(missing(part, contents) for part in parts)
+
+
+def rewind(directory: Path, contents: Iterable[str], processes: int) -> int:
+    """Point verl at the newest complete checkpoint, and say which one that is.
+
+    To be called while nobody trains here. Deletes nothing: verl overwrites an incomplete checkpoint when it
+    comes to that step again.
+
+    :param directory: verl's ``trainer.default_local_dir``.
+    :param contents: see ``missing``.
+    :param processes: how many processes will train.
+    :returns: the step that training goes on from; 0 when it starts afresh.
+    :raises JobError: the checkpoint was written by another number of processes.
+    """
+    contents = list(contents)
+    steps = sorted(
+        (int(path.name.rpartition("_")[2]) for path in directory.glob("global_step_*") if path.name[12:].isdigit()),
+        reverse=True,
+    )
+    for step in steps:
+        checkpoint = step_directory(directory, step)
+        if is_complete(checkpoint, contents):
+            _check_processes(checkpoint, processes)
+            _track(directory, step)
+            say(f"going on from step {step}: {checkpoint}")
+            return step
+        say(f"the checkpoint of step {step} is incomplete (the job ended while it was written): not used")
+    if tracked_step(directory) is not None:
+        (directory / TRACKER).unlink()
+    return 0
+
+
+def start_next_epoch_afresh(checkpoint: Path) -> None:
+    """Keep a checkpoint that stands at the end of an epoch from swallowing the next one.
+
+    verl 0.9.1's SFT trainer restores the data loader's position, here "nothing left", and takes that for the
+    whole next epoch: it trains nothing and exits with 0. Without a stored position it starts the epoch that
+    follows from its beginning, which is where it stands (``sft_trainer.py: fit``, ``checkpoint_handler.py``).
+    """
+    for position in checkpoint.glob("data_*.pt"):
+        os.replace(position, _set_aside(position))
+
+
+def _set_aside(position: Path) -> Path:
+    return position.with_name(f"{position.name}.epoch_end")
+
+
+def _check_processes(checkpoint: Path, processes: int) -> None:
+    part = checkpoint / "actor" if (checkpoint / "actor").is_dir() else checkpoint
+    wrote = world_size(part)
+    if wrote != processes:
+        raise JobError(
+            f"{checkpoint} was written by {wrote} processes and this job has {processes}: verl can resume only "
+            "with the same number. Use the nodes and GPUs per node of the first attempt, or start a new run."
+        )
+
+
+def _track(directory: Path, step: int) -> None:
+    if tracked_step(directory) != step:
+        temporary = directory / f"{TRACKER}.tmp"
+        temporary.write_text(str(step))
+        os.replace(temporary, directory / TRACKER)

@@ -1,0 +1,148 @@
+"""PPO on a running Ray cluster: ``ppo.py SETTINGS``, the entrypoint of a Ray job (``RAY_ADDRESS`` is set there).
+
+This process is verl's driver: what it prints is the job's log, which Ray keeps.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import verl_run
+from hydra_args import override, overrides
+from job_io import JobError, Settings, run, say
+
+CONFIG = "ppo_trainer"
+
+
+def arguments(settings: Settings) -> list[str]:
+    """What ``verl.trainer.main_ppo`` is called with.
+
+    :param settings: the stage's settings.json.
+    :returns: hydra overrides. The recipe's own come last, so they win over defaults made here.
+    """
+    return overrides(
+        {
+            "actor_rollout_ref.model.path": settings["actor_path"],
+            "critic.model.path": settings["critic_path"],
+            **verl_run.trainer_settings(settings, settings["nodes"], settings["gpus_per_node"]),
+            **settings["verl"],
+        }
+    )
+
+
+def check_cluster(nodes: list[dict[str, Any]], wanted_nodes: int, wanted_gpus: int) -> None:
+    """Compare the Ray cluster as it is with what the stage was configured for.
+
+    :param nodes: ``ray.nodes()``.
+    :param wanted_gpus: on each node.
+    :raises JobError: verl would wait for ever for the GPUs that are not there.
+    """
+    alive = {node["NodeManagerHostname"]: int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]}
+    fit = [name for name, gpus in alive.items() if gpus >= wanted_gpus]
+    if len(fit) < wanted_nodes:
+        seen = ", ".join(f"{name}: {gpus}" for name, gpus in sorted(alive.items())) or "no node"
+        raise JobError(
+            f"PPO needs {wanted_nodes} node(s) with {wanted_gpus} GPU(s) each (ppo.nodes, ppo.gpus_per_node), and the "
+            f"Ray cluster has {len(fit)} such node(s). GPUs of each node that is alive: {seen}. A node that is missing "
+            "has left: see the log of the Ray cluster's Slurm job.",
+            retry=True,
+        )
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """The nodes of the Ray cluster that this job runs on, from Ray itself.
+
+    :raises JobError: Ray cannot be reached.
+    """
+    import ray
+
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level="warning")
+    except (ConnectionError, RuntimeError) as error:
+        raise JobError(f"no Ray cluster to train on: {error}", retry=True) from error
+    nodes = ray.nodes()
+    # Two nodes of a test cluster may share a host name; then the address tells them apart.
+    names = [node["NodeManagerHostname"] for node in nodes if node["Alive"]]
+    if len(set(names)) < len(names):
+        for node in nodes:
+            node["NodeManagerHostname"] += f"/{node['NodeID'][:6]}"
+    ray.shutdown()  # verl connects by itself, with the environment that its workers need
+    return nodes
+
+
+def count_prompts(config: Any) -> int:
+    """Rows that verl will train on, after its filter for prompts that are too long (off by default)."""
+    rows = verl_run.count_rows(config.data.train_files, config.data.train_max_samples)
+    if not config.data.filter_overlong_prompts:
+        return rows
+    from verl.trainer.ppo.utils import create_rl_dataset
+    from verl.utils import hf_tokenizer
+
+    tokenizer = hf_tokenizer(config.actor_rollout_ref.model.path)
+    most = config.data.train_max_samples
+    return len(create_rl_dataset(config.data.train_files, config.data, tokenizer, None, max_samples=most))
+
+
+def steps_per_epoch(rows: int, batch: int) -> int:
+    """verl drops what does not fill a batch.
+
+    :raises JobError: there is not one full batch.
+    """
+    if rows < batch:
+        raise JobError(f"{rows} prompts do not fill one batch: data.train_batch_size={batch}")
+    return rows // batch
+
+
+def train(settings: Settings) -> dict[str, Any]:
+    """Train to the last step; see the module's text.
+
+    :returns: the stage's result.
+    :raises JobError: it could not start, or ended without the last checkpoint.
+    """
+    directory = Path(settings["checkpoint_dir"])
+    nodes, gpus = settings["nodes"], settings["gpus_per_node"]
+    verl_arguments = arguments(settings)
+    config = verl_run.composed(CONFIG, verl_arguments)
+    if config.trainer.save_freq <= 0:
+        raise JobError(
+            f"ppo.verl: trainer.save_freq={config.trainer.save_freq} saves nothing, not even the last step. Set it to "
+            "a number of steps, such as 10."
+        )
+    epoch = steps_per_epoch(count_prompts(config), config.data.train_batch_size)
+    expected = verl_run.expected_steps(epoch, config.trainer.total_epochs, config.trainer.total_training_steps)
+    contents = list(config.actor_rollout_ref.actor.checkpoint.save_contents)
+    if verl_run.already_trained(directory, contents, expected):
+        say(f"an earlier attempt trained all {expected} steps: nothing to do. To train again, start a new run")
+        return verl_run.judge(directory, expected)
+
+    check_cluster(live_nodes(), nodes, gpus)
+    directory.mkdir(parents=True, exist_ok=True)
+    if config.trainer.resume_mode == "auto":
+        checkpoints.rewind(directory, contents, nodes * gpus)
+    say(f"PPO: {epoch} steps an epoch, {expected} steps on {nodes} node(s) x {gpus} GPU(s)")
+
+    variables = verl_run.training_environment(settings, os.environ)
+    os.environ.update(variables)  # this process; its workers on all nodes get them from Ray:
+    for name, value in variables.items():
+        verl_arguments.append(override(f"+ray_kwargs.ray_init.runtime_env.env_vars.{name}", value))
+    verl_arguments.append(override("hydra.run.dir", str(Path(sys.argv[1]).with_name("hydra"))))
+    _run_verl(verl_arguments)
+    return verl_run.judge(directory, expected)
+
+
+def _run_verl(verl_arguments: list[str]) -> None:
+    from verl.trainer import main_ppo
+
+    settings_file, sys.argv = sys.argv, ["verl.trainer.main_ppo", *verl_arguments]  # hydra reads sys.argv
+    try:
+        main_ppo.main()
+    finally:
+        sys.argv = settings_file
+
+
+if __name__ == "__main__":
+    run(train)

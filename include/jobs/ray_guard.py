@@ -1,0 +1,255 @@
+"""Brings a Ray cluster up on the nodes of this Slurm job, vouches for it, watches it, and ends it.
+
+python3 ray_guard.py SRUN... python3 ray_node.py     (in the batch step, on the first node; standard library only)
+
+It chooses ports, makes the token and starts the given command, which runs ray_node.py on every node. When all nodes have
+joined with all their GPUs and the cluster has been tested, it writes `cluster.json`. From then on it looks every few
+seconds. When Ray is dead, a node gone, or no job has run for `idle_minutes`, it writes `reason.json` and ends the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ray_health
+import ray_network
+import ray_ports
+from ray_files import NodeReports, say, write_json, write_private
+from ray_health import Seen, Verdict, Watch
+from ray_rest import Dashboard, NoAnswer
+
+CHECK_SECONDS = 3.0
+START_POLL_SECONDS = 0.25
+STILL_WAITING_SECONDS = 15.0
+STOP_SECONDS = 15.0  # a node cleans up in about 3; one that is switched off never answers
+
+
+class Ending(Exception):
+    """The cluster ends with this verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
+
+
+class Terminated(Exception):
+    """Slurm ends this job: scancel, time limit, preemption."""
+
+
+class Guard:
+    """One cluster from its first process to its last."""
+
+    def __init__(self, attempt_dir: Path) -> None:
+        self.attempt_dir = attempt_dir
+        self.settings = json.loads((attempt_dir / "settings.json").read_text())
+        self.reports = NodeReports(attempt_dir)
+        self.nodes: list[str] = []
+        self.step: subprocess.Popen | None = None
+        self.phases = {"allocated": _started(attempt_dir), "environment": time.time()}
+
+    def run(self, command: list[str]) -> None:
+        """Everything; ends by Ending or Terminated only."""
+        self.nodes = host_names(os.environ["SLURM_JOB_NODELIST"])
+        self._check_allocation()
+        self.head_ip = ray_network.own_address(self.head)
+        blocks = ray_ports.blocks(ray_ports.ephemeral_start())
+        block = ray_ports.choose(int(os.environ["SLURM_JOB_ID"]), blocks, ray_ports.taken)
+        self.port = ray_ports.ports(block)
+        self.dashboard = Dashboard(f"http://{self.head_ip}:{self.port['dashboard']}", self._make_token())
+        say(f"head {self.head} at {self.head_ip}, ports {block}-{block + ray_ports.BLOCK - 1}, nodes {' '.join(self.nodes)}")
+        place = [f"--head={self.head}", f"--head-ip={self.head_ip}", f"--block={block}"]
+        self.step = subprocess.Popen([*command, *place])
+        self._wait_until_joined()
+        self._test()
+        self._publish()
+        self._watch()
+
+    @property
+    def head(self) -> str:
+        """Name of the head's node, the first one."""
+        return self.nodes[0]
+
+    def _check_allocation(self) -> None:
+        wanted, here = self.settings["nodes"], os.environ.get("SLURMD_NODENAME", self.head)
+        if len(self.nodes) != wanted:
+            raise Ending(Verdict("wrong_size", f"Slurm gave {len(self.nodes)} nodes, the settings ask for {wanted}"))
+        if here != self.head:
+            raise Ending(Verdict("wrong_node", f"the batch script runs on {here}, not on the first node {self.head}"))
+
+    def _make_token(self) -> str:
+        token, path = secrets.token_hex(32), self.attempt_dir / "ray_token"
+        write_private(path, token)
+        # Ray and its jobs read the file: the token itself in a variable would be shown by whoever lists variables.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        return token
+
+    def _phase(self, name: str, text: str) -> None:
+        self.phases[name] = time.time()
+        say(f"{text} after {self.phases[name] - self.phases['environment']:.1f} s")
+
+    def _wait_until_joined(self) -> None:
+        minutes = self.settings["ready_minutes"]
+        deadline = time.monotonic() + minutes * 60
+        next_word = time.monotonic() + STILL_WAITING_SECONDS
+        while True:
+            try:
+                rows = self.dashboard.nodes()
+            except NoAnswer:
+                rows = []
+            gone = ray_health.missing(rows, self.nodes, self.settings["gpus_per_node"])
+            if self.head not in gone and "head_up" not in self.phases:
+                self._phase("head_up", "head up")
+            if not gone:
+                self._phase("workers_joined", f"all {len(self.nodes)} nodes joined")
+                return
+            reports = self.reports.read()
+            self._end_if(ray_health.failed(reports))
+            if self.step.poll() is not None:
+                raise Ending(ray_health.step_ended(self.step.returncode, reports))
+            if time.monotonic() > deadline:
+                raise Ending(ray_health.not_joined(gone, reports, len(self.nodes), minutes))
+            if time.monotonic() > next_word:
+                next_word += STILL_WAITING_SECONDS
+                say(f"{len(self.nodes) - len(gone)} of {len(self.nodes)} nodes joined; waiting for {' '.join(gone)}")
+            time.sleep(START_POLL_SECONDS)
+
+    def _test(self) -> None:
+        """Who has no token is refused, and every raylet can be reached from here."""
+        for token, wanted in ((None, 401), ("0" * 64, 403)):
+            try:
+                status = self.dashboard.status("/api/jobs/", token)
+            except NoAnswer as error:
+                raise Ending(Verdict("test_failed", f"the dashboard does not answer: {error}", (self.head,))) from error
+            if status != wanted:
+                kind = "a wrong" if token else "no"
+                told = f"a request with {kind} token got HTTP {status}, not {wanted}: anyone could run programs here"
+                raise Ending(Verdict("test_failed", told, (self.head,)))
+        for node, report in self.reports.read().items():
+            raylet = f"{report['ip']}:{ray_ports.ports(report['block'])['node_manager']}"
+            if not ray_network.answers(raylet):
+                told = f"{self.head} cannot connect to Ray on {node} at {raylet}; check the network between the nodes"
+                raise Ending(Verdict("test_failed", told, (node,)))
+        self._phase("verified", "verified")
+
+    def _publish(self) -> None:
+        gpus, reports = self.settings["gpus_per_node"], self.reports.read()
+        cluster = {
+            "job_id": os.environ["SLURM_JOB_ID"],
+            "head_node": self.head,
+            "gcs_address": f"{self.head_ip}:{self.port['gcs']}",
+            "dashboard": self.dashboard.url,
+            "nodes": [{"name": node, "ip": reports[node]["ip"]} for node in self.nodes],
+            "gpus_per_node": gpus,
+            "total_gpus": gpus * len(self.nodes),
+            "python": reports[self.head]["python"],
+            "phases": self.phases,
+        }
+        write_json(self.attempt_dir / "cluster.json", cluster)
+        say(f"ready: {len(self.nodes)} nodes, {cluster['total_gpus']} GPUs, dashboard {self.dashboard.url}")
+
+    def _watch(self) -> None:
+        watch = Watch(self.head, time.monotonic(), self.settings.get("idle_minutes"))
+        while True:
+            self._end_if(watch.look(self._look()))
+            time.sleep(CHECK_SECONDS)
+
+    def _look(self) -> Seen:
+        error, gone, is_busy = None, None, None
+        try:
+            self.dashboard.check_gcs()
+            gone = ray_health.missing(self.dashboard.nodes(), self.nodes, self.settings["gpus_per_node"])
+            if self.settings.get("idle_minutes") is not None:
+                is_busy = ray_health.busy(self.dashboard.jobs())
+        except NoAnswer as no_answer:
+            error = str(no_answer)
+            say(f"warning: Ray on {self.head} does not answer: {error}")
+        code = self.step.poll()
+        return Seen(time.monotonic(), code, self.reports.read(), error, gone, is_busy)
+
+    def _end_if(self, verdict: Verdict | None) -> None:
+        if verdict is not None:
+            raise Ending(verdict)
+
+    def stop(self) -> None:
+        """End Ray on all nodes, and come back soon."""
+        if self.step is None or self.step.poll() is not None:
+            return
+        # srun hands USR1 on to its tasks, which clean up; on TERM it would have them killed at once (measured, 22.05).
+        self.step.send_signal(signal.SIGUSR1)
+        try:
+            self.step.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            say("not every node has stopped in time; Slurm ends the rest with the job")
+
+
+def host_names(node_list: str) -> list[str]:
+    """Names in a Slurm node list, in its order."""
+    argv = ["scontrol", "show", "hostnames", node_list]
+    return parse_host_names(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout)
+
+
+def parse_host_names(output: str) -> list[str]:
+    """Output of `scontrol show hostnames`: one name a line.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = output.split()
+    if not names:
+        raise ValueError("`scontrol show hostnames` gave no name")
+    return names
+
+
+def forget_earlier_life(attempt_dir: Path) -> None:
+    """Remove what this job left when it ran before (requeue): it would be taken for today's."""
+    for path in [*(attempt_dir / name for name in ("cluster.json", "reason.json", "ray_token"))]:
+        path.unlink(missing_ok=True)
+    for path in (attempt_dir / "ray_nodes").glob("*.json"):
+        path.unlink(missing_ok=True)
+
+
+def _started(attempt_dir: Path) -> float:
+    try:
+        return float(json.loads((attempt_dir / "started.json").read_text())["started"])
+    except (OSError, ValueError, KeyError):
+        return time.time()
+
+
+def main() -> int:
+    """Entry point; the exit code is the job's."""
+
+    def terminate(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    attempt_dir = Path(os.environ["ATTEMPT_DIR"])
+    forget_earlier_life(attempt_dir)
+    guard = Guard(attempt_dir)
+    try:
+        guard.run(sys.argv[1:])
+    except Terminated:
+        say("Slurm ends this job: stopping Ray")
+        guard.stop()
+        return 128 + signal.SIGTERM
+    except Ending as ending:
+        verdict = ending.verdict
+    except Exception as error:
+        verdict = Verdict("internal_error", f"{type(error).__name__}: {error}")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say(f"{'ending' if verdict.exit_code == 0 else 'error'}: {verdict.reason}")
+    write_json(attempt_dir / "reason.json", verdict.as_json())
+    guard.stop()
+    return verdict.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

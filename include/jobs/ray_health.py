@@ -1,0 +1,129 @@
+"""What the guard decides, from what it sees: no input or output here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+GCS_FAILURES = 3  # checks in a row; a busy head may miss one
+NODE_FAILURES = 2
+ACTIVE = ("PENDING", "RUNNING")  # Ray's job states that are no end (ray/dashboard/modules/job/common.py)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The cluster has to end, and why."""
+
+    kind: str
+    reason: str
+    nodes: tuple[str, ...] = ()
+    exit_code: int = 1
+
+    def as_json(self) -> dict:
+        """Content of reason.json."""
+        node = {"node": self.nodes[0]} if self.nodes else {}
+        return {"reason": self.reason, "kind": self.kind, **node, "nodes": list(self.nodes)}
+
+
+def missing(rows: list[dict], nodes: list[str], gpus: int) -> dict[str, str]:
+    """Nodes that are not there with all their GPUs yet -> what Ray knows of them.
+
+    Args:
+        rows: of the state API's nodes.
+        nodes: names of all nodes of the allocation.
+        gpus: how many each has to bring.
+    """
+    alive = {row["node_name"]: row for row in rows if row["state"] == "ALIVE"}
+    dead = {row["node_name"]: row for row in rows if row["state"] != "ALIVE"}
+    why = {}
+    for node in nodes:
+        if node in alive:
+            have = int((alive[node].get("resources_total") or {}).get("GPU", 0))
+            if have < gpus:
+                why[node] = f"joined with {have} of {gpus} GPUs"
+        elif node in dead:
+            why[node] = f"joined and died: {dead[node].get('state_message') or 'Ray does not say why'}"
+        else:
+            why[node] = "has not joined"
+    return why
+
+
+def failed(reports: dict[str, dict]) -> Verdict | None:
+    """Nodes that say themselves that Ray could not start or has ended."""
+    bad = {node: report["message"] for node, report in reports.items() if report["state"] == "failed"}
+    if not bad:
+        return None
+    return Verdict("node_failed", "; ".join(f"{node}: {message}" for node, message in bad.items()), tuple(bad))
+
+
+def step_ended(code: int, reports: dict[str, dict]) -> Verdict:
+    """Srun is over, so Ray is."""
+    nodes = tuple(node for node, report in reports.items() if report["state"] != "stopped")
+    return Verdict("step_ended", f"the srun that holds Ray ended with code {code}; its messages are in the log", nodes)
+
+
+def not_joined(gone: dict[str, str], reports: dict[str, dict], count: int, minutes: float) -> Verdict:
+    """The deadline has passed: name the nodes that are not there, with what they last said of themselves."""
+    told = []
+    for node, why in gone.items():
+        if why == "has not joined":
+            report = reports.get(node)
+            why = report["message"] if report else "gave no sign of life: srun could not start its task"
+        told.append(f"{node} ({why})")
+    reason = f"{len(gone)} of {count} nodes did not join within {minutes:g} minutes: {', '.join(told)}"
+    return Verdict("not_ready", reason, tuple(gone))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at a running cluster; None where the question got no answer."""
+
+    now: float
+    step_code: int | None = None
+    reports: dict[str, dict] = field(default_factory=dict)
+    gcs_error: str | None = None
+    missing: dict[str, str] | None = None
+    busy: bool | None = None
+
+
+class Watch:
+    """Decides after each look whether the cluster goes on."""
+
+    def __init__(self, head: str, now: float, idle_minutes: float | None) -> None:
+        self.head, self.idle_minutes = head, idle_minutes
+        self.active_at = now
+        self.gcs_failures = 0
+        self.node_failures: dict[str, int] = {}
+
+    def look(self, seen: Seen) -> Verdict | None:
+        """Take in one look; a Verdict when the cluster has to end."""
+        at_once = failed(seen.reports)
+        if at_once:
+            return at_once
+        if seen.step_code is not None:
+            return step_ended(seen.step_code, seen.reports)
+        self.gcs_failures = self.gcs_failures + 1 if seen.gcs_error else 0
+        if self.gcs_failures >= GCS_FAILURES:
+            return Verdict("gcs_dead", f"GCS on {self.head} does not answer ({seen.gcs_error})", (self.head,))
+        return self._dead_workers(seen) or self._idle(seen)
+
+    def _dead_workers(self, seen: Seen) -> Verdict | None:
+        if seen.missing is None:
+            return None
+        self.node_failures = {node: self.node_failures.get(node, 0) + 1 for node in seen.missing}
+        dead = [node for node, count in self.node_failures.items() if count >= NODE_FAILURES]
+        if not dead:
+            return None
+        told = ", ".join(f"worker {node} died ({seen.missing[node]})" for node in dead)
+        return Verdict("worker_dead", told, tuple(dead))
+
+    def _idle(self, seen: Seen) -> Verdict | None:
+        if seen.busy is not False:  # also when unknown: that is never read as idle
+            self.active_at = seen.now
+        if self.idle_minutes is None or seen.now - self.active_at < self.idle_minutes * 60:
+            return None
+        return Verdict("idle", "idle", exit_code=0)
+
+
+def busy(jobs: list[dict]) -> bool:
+    """Whether any Ray job runs or waits."""
+    return any(job["status"] in ACTIVE for job in jobs)

@@ -1,0 +1,137 @@
+"""Ray on one node, for as long as the cluster lives: the one srun task of this node runs this.
+
+python3 ray_node.py --head NODE --head-ip IP --block PORT
+
+The head runs on NODE, workers on all others. What happens is told in `ray_nodes/NODE.json` (see NodeReports); Ray's own
+output goes to `ray_nodes/NODE.log`. ray_guard.py starts this and decides when the cluster ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import ray_network
+import ray_ports
+import ray_setup
+import ray_supervise
+from ray_files import NodeReports, say
+from ray_setup import NodeProblem
+
+STOP_GRACE = 8.0  # seconds; Slurm kills the rest after KillWait, 30 by default
+
+
+class Node:
+    """This node's part of the cluster."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, attempt_dir: Path) -> None:
+        self.name, self.attempt_dir = name, attempt_dir
+        self.head_ip, self.is_head = arguments.head_ip, name == arguments.head
+        self.head_block = arguments.block
+        self.gcs = f"{self.head_ip}:{ray_ports.ports(self.head_block)['gcs']}"
+        self.settings = json.loads((attempt_dir / "settings.json").read_text())
+        self.log = attempt_dir / "ray_nodes" / f"{name}.log"
+        self.temp_dir: Path | None = None
+        self.known: dict = {"python": sys.executable}
+
+    def report(self, state: str, message: str) -> None:
+        """Tell the guard how this node is doing."""
+        self.known |= {"state": state, "message": message}
+        NodeReports(self.attempt_dir).write(self.name, self.known)
+
+    def start_ray(self) -> int:
+        """Check and prepare everything, then start Ray; its process id.
+
+        Raises:
+            NodeProblem, RuntimeError, OSError: it cannot run here; the text says why.
+        """
+        self.report("starting", "has only begun to start")
+        deadline = time.monotonic() + self.settings["ready_minutes"] * 60
+        ray_setup.raise_open_files_limit(f"ray {self.name}")
+        block = self.head_block if self.is_head else self._free_block()
+        ray_setup.prepare_environment(block)
+        address = self.head_ip if self.is_head else ray_network.own_address(self.name)
+        gpus = ray_setup.usable_gpus(dict(os.environ), self.settings["gpus_per_node"])
+        cpus = ray_setup.usable_cpus(dict(os.environ), self.settings.get("cpus_per_node"))
+        folder = Path(self.settings.get("temp_dir") or "/tmp/ray")
+        self.temp_dir = ray_setup.make_temp_dir(folder, os.environ["SLURM_JOB_ID"])
+        self.known |= {"ip": address, "block": block, "gpus": gpus, "cpus": cpus}
+        if not self.is_head:
+            self.report("waiting", f"waits for the head at {self.gcs}")
+            self._wait_for_head(deadline)
+        command = ray_setup.ray_command(
+            name=self.name,
+            address=address,
+            block=block,
+            gcs=None if self.is_head else self.gcs,
+            cpus=cpus,
+            gpus=gpus,
+            temp_dir=self.temp_dir,
+            object_store_gib=self.settings.get("object_store_gib"),
+        )
+        self.report("running", "has started Ray, which has not registered yet")
+        return ray_supervise.start(command, self.log)
+
+    def _free_block(self) -> int:
+        """Only the head's ports have to be known to others; here the same block may be in use."""
+        blocks = ray_ports.blocks(ray_ports.ephemeral_start())
+        first = blocks.index(self.head_block) if self.head_block in blocks else 0
+        return ray_ports.choose(first, blocks, ray_ports.taken)
+
+    def _wait_for_head(self, deadline: float) -> None:
+        while not ray_network.answers(self.gcs):
+            if time.monotonic() > deadline:
+                raise NodeProblem(f"cannot reach the head's GCS at {self.gcs}; check the network between the nodes")
+            time.sleep(0.25)
+
+    def clean_up(self) -> None:
+        """End Ray, save what tells why it died, remove its folder."""
+        ray_supervise.end_children(STOP_GRACE)
+        if self.temp_dir is not None:
+            ray_setup.keep_logs(self.temp_dir, self.attempt_dir / "ray_logs" / self.name)
+            shutil.rmtree(self.temp_dir, ignore_errors=True)
+
+
+def run(node: Node) -> int:
+    """Run Ray until it ends or is told to stop; the exit code of this task."""
+    who = f"ray {node.name}"
+    try:
+        code = ray_supervise.wait_for(node.start_ray())
+        said = ray_setup.last_lines(node.log)
+        raise NodeProblem(f"Ray ended with exit code {code}: {ray_setup.cause(said)}")
+    except ray_supervise.Stopped as signal_name:
+        say(f"stopping ({signal_name})", who)
+        node.report("stopped", f"was stopped ({signal_name})")
+        return 0
+    except (NodeProblem, RuntimeError, OSError, ValueError, KeyError) as error:
+        ray_supervise.ignore_stop_signals()
+        say(f"error: {error}", who)
+        node.report("failed", str(error))
+        return 1
+    finally:
+        node.clean_up()
+        say("Ray has stopped here", who)
+
+
+def main() -> int:
+    """Entry point; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--head", required=True, help="name of the node that the head runs on")
+    parser.add_argument("--head-ip", required=True, help="address of the head for all nodes")
+    parser.add_argument("--block", type=int, required=True, help="first port of the head's block")
+    arguments = parser.parse_args()
+    os.umask(0o077)
+    ray_supervise.raise_stopped_on_signals()
+    ray_supervise.adopt_orphans()
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return run(Node(name, arguments, Path(os.environ["ATTEMPT_DIR"])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

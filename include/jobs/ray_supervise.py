@@ -1,0 +1,99 @@
+"""Run one program and leave none of its descendants behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2): orphaned descendants become children of this process, not of init
+# scancel and time limits send TERM to every process of the job; the guard has srun forward USR1.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """The node was told to stop."""
+
+
+def raise_stopped_on_signals() -> None:
+    """Make the first stop signal raise Stopped; later ones are ignored, so that cleaning up is not interrupted."""
+
+    def stop(number: int, _frame: object) -> None:
+        ignore_stop_signals()
+        raise Stopped(signal.Signals(number).name)
+
+    for each in STOP_SIGNALS:
+        signal.signal(each, stop)
+
+
+def ignore_stop_signals() -> None:
+    """From here on, nothing but SIGKILL keeps this process from cleaning up."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def adopt_orphans() -> None:
+    """From here on, every descendant can be found by `descendants`, whatever its parents did."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def start(argv: list[str], log: Path) -> int:
+    """Start a program with its output in a file; its process id."""
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    to_log = [(os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
+    return os.posix_spawn(argv[0], argv, os.environ, file_actions=to_log)
+
+
+def wait_for(pid: int) -> int:
+    """Wait until a program ends, reaping orphans meanwhile; its exit code, negative for a signal."""
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+
+
+def end_children(grace: float) -> None:
+    """Ask what this process started to end, and kill whatever is left of its descendants after `grace` seconds."""
+    for each in descendants(os.getpid(), depth=1):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGTERM)
+    give_up = time.monotonic() + grace
+    while _reap() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    for _ in range(100):  # a process may fork while it is being killed: look again until none is left
+        for each in descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        if not _reap():
+            return
+        time.sleep(0.05)
+
+
+def descendants(pid: int, depth: int | None = None) -> list[int]:
+    """The processes below a process: its children, theirs and so on, `depth` generations."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # proc(5): "pid (name) state ppid"; the name may hold anything, so look behind the last bracket.
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found: list[int] = []
+    generation = [pid]
+    while generation and depth != 0:
+        generation = [child for parent in generation for child in children.get(parent, [])]
+        found += generation
+        depth = None if depth is None else depth - 1
+    return found
+
+
+def _reap() -> bool:
+    """Collect ended children; whether any is still there."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True

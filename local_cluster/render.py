@@ -1,0 +1,108 @@
+"""Write a cluster's files: Slurm's and sshd's configuration, keys, accounts, folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shutil
+import string
+from pathlib import Path
+
+from local_cluster import accounts
+from local_cluster.command import checked
+from local_cluster.settings import HUB, LOGIN, Settings
+
+PACKAGE = Path(__file__).parent
+
+
+def render_slurm(settings: Settings, target: Path) -> None:
+    """Write slurm.conf, slurmdbd.conf and gres.conf into a folder. No root needed; for containers too.
+
+    Args:
+        settings: the cluster.
+        target: folder to write to; made if missing.
+    """
+    templates = PACKAGE / "etc"
+    kind = "on" if settings.accounting else "off"
+    values = dataclasses.asdict(settings) | {
+        "accounting": (templates / f"accounting-{kind}.conf").read_text(),
+        "gpus": f"0-{settings.gpus_per_node - 1}",
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("slurm.conf", "slurmdbd.conf", "gres.conf"):
+        text = string.Template((templates / name).read_text()).substitute(values)
+        (target / name).write_text(text)
+    (target / "slurmdbd.conf").chmod(0o600)  # it holds a password: slurmdbd insists
+
+
+def render_cluster(settings: Settings) -> None:
+    """Write everything the hosts of a cluster read, and its folders. Root only; keys are kept once made."""
+    etc, shared = settings.etc_dir, settings.shared_dir
+    for folder in (
+        etc,
+        settings.ssh_dir,
+        settings.log_dir,
+        shared,
+        settings.workspace,
+        settings.state_dir / "hosts",
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)
+    settings.state_dir.chmod(0o755)
+
+    render_slurm(settings, etc / "slurm")
+    shutil.chown(etc / "slurm" / "slurmdbd.conf", "slurm", "slurm")
+    accounts.write_account_files(etc, shared)
+    os.chown(settings.workspace, accounts.USERS["svc"], accounts.USERS["svc"])
+    _write_hosts_file(settings)
+    (etc / "resolv.conf").write_text("# no name server: this network has no way out\n")
+    _write_munge_key(etc / "munge")
+    _write_ssh(settings)
+
+    # The hosts run copies: the repository may be where they cannot see it, and may change while they run.
+    shutil.copytree(PACKAGE / "roles", settings.state_dir / "roles", dirs_exist_ok=True)
+    shutil.copy(PACKAGE / "host-init.sh", settings.state_dir / "host-init.sh")
+
+
+def add_host_name(settings: Settings, host: str, address: str) -> None:
+    """Make a further host resolvable on every host, at once (the file is bind-mounted: written in place)."""
+    with (settings.etc_dir / "hosts").open("a") as file:
+        file.write(f"{address} {host}\n")
+
+
+def known_addresses(settings: Settings) -> dict[str, str]:
+    """Host name -> IP, as every host of the cluster resolves them."""
+    pairs = (line.split() for line in (settings.etc_dir / "hosts").read_text().splitlines())
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+
+def _write_hosts_file(settings: Settings) -> None:
+    lines = ["127.0.0.1 localhost"]
+    lines += [f"{settings.address(host)} {host}" for host in (*settings.host_names, HUB)]
+    (settings.etc_dir / "hosts").write_text("\n".join(lines) + "\n")
+
+
+def _write_munge_key(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    key = folder / "munge.key"
+    if not key.exists():
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(128))
+    for path in (folder, key):
+        shutil.chown(path, "munge", "munge")
+    folder.chmod(0o700)
+
+
+def _write_ssh(settings: Settings) -> None:
+    """sshd's folder (mounted on /etc/ssh of the login host) and the client's (`ssh/`)."""
+    server, client = settings.etc_dir / "ssh", settings.ssh_dir
+    (server / "authorized_keys").mkdir(parents=True, exist_ok=True)
+    shutil.copy(PACKAGE / "etc" / "sshd_config", server / "sshd_config")
+    host_key, client_key = server / "ssh_host_ed25519_key", client / "id_svc"
+    for key, comment in ((host_key, LOGIN), (client_key, "svc")):
+        if not key.exists():
+            checked(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)])
+    shutil.copy(client_key.with_suffix(".pub"), server / "authorized_keys" / "svc")
+    kind, public = host_key.with_suffix(".pub").read_text().split()[:2]
+    (client / "known_hosts").write_text(f"[127.0.0.1]:{settings.ssh_port} {kind} {public}\n")

@@ -1,0 +1,1 @@
+"""Cluster files, recipes and what a user typed into the trigger form; all checked before anything runs."""

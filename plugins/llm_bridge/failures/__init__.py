@@ -1,0 +1,1 @@
+"""How a stage can fail, and what is told about it."""

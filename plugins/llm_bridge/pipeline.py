@@ -1,0 +1,162 @@
+"""The task graph that every post-training DAG shares: prepare → SFT → PPO on Ray → merge → upload → summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.sdk import DAG, Param, TaskGroup
+from airflow.sdk.exceptions import AirflowSkipException
+
+from llm_bridge import stages
+from llm_bridge.alerts import on_failure
+from llm_bridge.check import CheckOperator
+from llm_bridge.config.load import available
+from llm_bridge.config.recipe import STAGES, Stage
+from llm_bridge.hub.operators import HubUploadOperator
+from llm_bridge.plan import Plan
+from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
+from llm_bridge.ray.sensors import RayJobSensor
+from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
+from llm_bridge.summary import SummaryOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+Made = TypeVar("Made")
+
+# A stage that this run leaves out is skipped, and the next one goes on all the same.
+AFTER_SKIPPED = "none_failed"
+
+
+def post_training(dag_id: str, *, recipe: str | None = None, schedule: str | None = None, description: str = "") -> DAG:
+    """Build one post-training DAG.
+
+    :param recipe: preselected recipe; the first one when empty.
+    :param schedule: cron line; None for a DAG that only runs when triggered.
+    """
+    with DAG(
+        dag_id,
+        description=description,
+        schedule=schedule,
+        start_date=datetime(2026, 1, 1),
+        catchup=False,
+        max_active_runs=1 if schedule else 16,
+        is_paused_upon_creation=True,
+        params=form(recipe),
+        tags=["llm-bridge"],
+        doc_md=__doc__,
+        default_args={
+            "retries": 2,
+            "retry_delay": timedelta(minutes=1),
+            "on_failure_callback": on_failure(),
+        },
+    ) as dag:
+        check = CheckOperator(task_id="check")
+
+        with TaskGroup("prepare"):
+            prepare = SlurmSubmitOperator(task_id="run", job=of("prepare", stages.prepare))
+
+        with TaskGroup("sft"):
+            train = SlurmSubmitOperator(task_id="train", job=of("sft", stages.sft), trigger_rule=AFTER_SKIPPED)
+            sft_merge = SlurmSubmitOperator(task_id="merge", job=of("sft", stages.sft_merge))
+            train >> sft_merge
+
+        with TaskGroup("ppo"):
+            ray_up = RayClusterOperator(
+                task_id="ray_up", job=of("ppo", stages.ray_cluster), trigger_rule=AFTER_SKIPPED
+            ).as_setup()
+            submit = RaySubmitJobOperator(task_id="submit", ray=ray_up.output, job=of("ppo", stages.ppo))
+            # The job that it waits for will not get better by looking again: clear the group to run PPO anew.
+            wait = RayJobSensor(task_id="wait", submitted=submit.output, retries=0)
+            ray_down = SlurmCancelOperator(task_id="ray_down", stage=_ray_stage).as_teardown(setups=ray_up)
+            ray_up >> submit >> wait >> ray_down
+
+        with TaskGroup("merge"):
+            merge = SlurmSubmitOperator(task_id="run", job=of("merge", stages.merge), trigger_rule=AFTER_SKIPPED)
+
+        with TaskGroup("upload"):
+            upload = HubUploadOperator(task_id="run", job=of("upload", stages.upload), trigger_rule=AFTER_SKIPPED)
+
+        # Runs whatever happened, and fails if anything did: so the run's state is right, and one log tells all.
+        summary = SummaryOperator(task_id="summary", trigger_rule="all_done", retries=0, on_failure_callback=None)
+
+        check >> prepare >> train
+        sft_merge >> ray_up
+        wait >> merge >> upload >> summary
+        [check, ray_down] >> summary
+    return dag
+
+
+def form(recipe: str | None = None) -> dict[str, Param]:
+    """The fields of the trigger form. Those that are asked for most stand first; empty means the recipe's value."""
+    recipes, clusters = available("recipes"), available("clusters")
+    return {
+        "recipe": Param(
+            recipe or recipes[0],
+            enum=recipes,
+            title="Recipe",
+            description="What to train: a file in `include/recipes`.",
+        ),
+        "cluster": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, *clusters],
+            title="Cluster",
+            description="Where to train: a file in `include/clusters`. Empty: the recipe's.",
+        ),
+        "run_name": Param(
+            None, type=["null", "string"], maxLength=100, title="Run name", description="For W&B and the summary."
+        ),
+        "base_model": Param(
+            None,
+            type=["null", "string"],
+            title="Base model",
+            description="`OWNER/NAME` on the Hub, or an absolute path on the cluster. Empty: the recipe's.",
+        ),
+        "repo_id": Param(
+            None,
+            type=["null", "string"],
+            title="Upload to",
+            description="`OWNER/NAME` on the Hub. Empty: the recipe's.",
+        ),
+        "nodes": Param(
+            None,
+            type=["null", "integer"],
+            minimum=1,
+            title="Nodes",
+            description="For SFT and PPO each. Empty: the recipe's.",
+        ),
+        "stages": Param(
+            list(STAGES),
+            type="array",
+            items={"type": "string", "enum": list(STAGES)},
+            examples=list(STAGES),
+            title="Stages",
+            description="Those left out are skipped. Without `sft`, PPO starts from the base model.",
+        ),
+    }
+
+
+def of(stage: Stage, make: Callable[[Plan], Made]) -> Callable[[Context], Made]:
+    """What a task of ``stage`` submits, made from the run's plan when the task runs; skips a stage left out."""
+
+    def made(context: Context) -> Made:
+        plan = plan_of(context)
+        if stage not in plan.stages:
+            raise AirflowSkipException(f"stage {stage!r} is not among this run's stages: {', '.join(plan.stages)}")
+        return make(plan)
+
+    return made
+
+
+def plan_of(context: Context) -> Plan:
+    """The plan that the run's check made."""
+    values: Any = context["ti"].xcom_pull(task_ids="check")
+    return Plan.model_validate(values)
+
+
+def _ray_stage(context: Context) -> tuple[str, str]:
+    plan = plan_of(context)
+    return plan.cluster, plan.stage_dir("ppo")

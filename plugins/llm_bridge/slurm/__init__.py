@@ -1,0 +1,1 @@
+"""Slurm: describe a job, submit it once, watch it, cancel it."""

@@ -1,0 +1,243 @@
+"""Submit a Slurm job and wait for it; cancel the jobs of another task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook, BaseOperator
+from airflow.sdk.exceptions import AirflowException
+
+from llm_bridge.config.errors import ConfigError
+from llm_bridge.config.load import check_model, load_cluster
+from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.keys import slug
+from llm_bridge.slurm import attempts
+from llm_bridge.slurm.client import JobInfo, SlurmClient
+from llm_bridge.slurm.job import Resources, SlurmJob
+from llm_bridge.slurm.states import Phase, state_of
+from llm_bridge.slurm.triggers import SlurmJobTrigger, cancel_and_wait
+from llm_bridge.transport import connect
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+JobSource = SlurmJob | Callable[["Context"], SlurmJob]
+
+
+class SlurmSubmitOperator(BaseOperator):
+    """Submit one batch job to Slurm, show its output live, and return its result.
+
+    **How it works.** The job's name is made from DAG, run, task and attempt; it is looked up before anything
+    is submitted, so a retry after a worker's death finds the job that is already there. While the job waits
+    and runs the task is deferred: it holds no worker slot, and its log shows the job's output. The task fails
+    with the job's state, exit code and last lines. Marking the task failed or success cancels the job.
+
+    **What it does not do.** It does not retry by itself: set ``retries``. ``execution_timeout`` is kept by
+    the trigger, because Airflow does not enforce it while a task is deferred (airflow#69678).
+
+    ::
+
+        SlurmSubmitOperator(task_id="count", cluster="local", script="#!/bin/bash\\nsrun hostname\\n",
+                            sbatch={"nodes": 2, "gpus_per_node": 1, "time_limit": "10"})
+
+    :param cluster: name of a file in ``include/clusters``. (templated)
+    :param script: text of a batch script; its leading ``#SBATCH`` lines are honoured. (templated)
+    :param sbatch: what to ask of Slurm, the fields of :class:`~llm_bridge.slurm.job.Resources`; with ``script``. (templated)
+    :param job: instead of the three above, a :class:`~llm_bridge.slurm.job.SlurmJob`, or a callable that makes
+        one from the task's context when the task runs.
+    :param wait: False returns as soon as the job is submitted; wait with ``SlurmJobSensor``.
+    :param deferrable: False waits in the worker instead of the triggerer.
+    :returns: ``{"job_id", "cluster", "directory", "state", "queue_s", "run_s", "result"}``; ``result`` is what
+        the job wrote to ``$ATTEMPT_DIR/result.json``, if anything.
+    :raises ConfigError: a wrong value, or Slurm refuses the job; nothing was submitted, and no retry follows.
+    :raises SlurmJobFailed: the job ended in any state but COMPLETED.
+    """
+
+    template_fields: Sequence[str] = ("cluster", "script", "sbatch")
+    template_fields_renderers = {"script": "bash", "sbatch": "json"}
+    ui_color = "#d7e8f5"
+    # A job that is of use while it runs (a Ray cluster) names the file that says so.
+    ready_file: str | None = None
+
+    def __init__(
+        self,
+        *,
+        cluster: str | None = None,
+        script: str | None = None,
+        sbatch: dict[str, Any] | Resources | None = None,
+        job: JobSource | None = None,
+        wait: bool = True,
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if (job is None) == (script is None):
+            raise ValueError(f"task {self.task_id!r}: give either job, or cluster and script")
+        if script is not None and cluster is None:
+            raise ValueError(f"task {self.task_id!r}: script needs cluster, a file name in include/clusters")
+        self.cluster = cluster
+        self.script = script
+        self.sbatch = sbatch.model_dump(exclude_defaults=True) if isinstance(sbatch, Resources) else sbatch
+        self.job = job
+        self.wait = wait
+        self.deferrable = deferrable
+        self._submitted: tuple[str, str] | None = None
+
+    def execute(self, context: Context) -> Any:
+        job = self.describe(context)
+        attempt, info = asyncio.run(self._submit(context, job))
+        assert attempt.job_id
+        self._submitted = (job.cluster, attempt.job_id)
+        context["ti"].xcom_push(key="slurm_job", value={"job_id": attempt.job_id, "directory": attempt.directory})
+        if not self.wait:
+            return {"job_id": attempt.job_id, "cluster": job.cluster, "directory": attempt.directory}
+        trigger = SlurmJobTrigger(
+            cluster=job.cluster,
+            job_id=attempt.job_id,
+            directory=attempt.directory,
+            ready_file=self.ready_file,
+            deadline=self._deadline(),
+        )
+        # A job that is over needs no trigger: read what it left and return.
+        over = info is not None and info.phase is Phase.ENDED
+        if over or not self.deferrable:
+            return self.execute_complete(context, asyncio.run(trigger.outcome()))
+        self._submitted = None  # from here on the trigger answers for the job
+        self.defer(trigger=trigger, method_name="execute_complete")
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """The job has ended, or it is ready."""
+        info = JobInfo(**event["info"]) if event["info"] else None
+        if not event["ready"] and not (info and info.meaning.good and self.ready_file is None):
+            raise SlurmJobFailed(event)
+        return {
+            "job_id": event["job_id"],
+            "cluster": event["cluster"],
+            "directory": event["directory"],
+            "state": info.state if info else "RUNNING",
+            "queue_s": round(info.queue_seconds, 1) if info else None,
+            "run_s": round(info.run_seconds, 1) if info else None,
+            "result": event["result"],
+        }
+
+    def on_kill(self) -> None:
+        """The worker's process is told to stop before the task deferred, or while it waits in the worker."""
+        if self._submitted:
+            cluster, job_id = self._submitted
+            asyncio.run(cancel_and_wait(cluster, [job_id]))
+
+    def describe(self, context: Context) -> SlurmJob:
+        """The job as it is to be submitted."""
+        if self.job is not None:
+            return self.job(context) if callable(self.job) else self.job
+        assert self.cluster
+        values = {
+            "cluster": self.cluster,
+            "script": self.script,
+            "resources": self.sbatch or {},
+            "directory": task_directory(self.cluster, context),
+        }
+        return check_model(SlurmJob, values, f"task {self.task_id!r}")
+
+    async def _submit(self, context: Context, job: SlurmJob) -> tuple[attempts.Attempt, JobInfo | None]:
+        """Find this task's job or submit it; returns the attempt with its job id, and the job's state if known."""
+        cluster = load_cluster(job.cluster)
+        async with connect(cluster) as transport:
+            client = SlurmClient(cluster, transport)
+            attempt, info = await self._choose_attempt(context, job, client)
+            if info is None:
+                attempt.save(context)  # the intent, before anything can be lost
+                job_id, fresh = await client.submit(job, attempt.directory, attempt.key, _secrets(job))
+                attempt = attempts.Attempt(**{**attempt.__dict__, "job_id": job_id})
+                attempt.save(context)
+                self.log.info(
+                    "%s Slurm job %s (%s) on cluster %s; script, settings and log are in %s",
+                    "submitted" if fresh else "found", job_id, attempt.key, job.cluster, attempt.directory,
+                )  # fmt: skip
+            return attempt, info
+
+    async def _choose_attempt(
+        self, context: Context, job: SlurmJob, client: SlurmClient
+    ) -> tuple[attempts.Attempt, JobInfo | None]:
+        last = attempts.stored(context)
+        if last is None:
+            return attempts.following(context, job.directory, None), None
+        info = await client.details(last.job_id) if last.job_id else None
+        if last.clear_number != attempts.clear_number(context):
+            # Also an attempt whose id was never written down may have a job: look it up by its directory.
+            ids = {a["job_id"] for a in await client.attempts(job.directory)} | ({last.job_id} - {None})
+            if left := await cancel_and_wait(job.cluster, sorted(ids)) if ids else []:
+                raise AirflowException(f"the task was cleared, but Slurm job {', '.join(left)} has not ended yet")
+            self.log.info("the run was cleared: attempt %d is over, the next one begins", last.number)
+            return attempts.following(context, job.directory, last), None
+        if attempts.goes_on(last, info, service=self.ready_file is not None):
+            if info:
+                self.log.info("found Slurm job %s of attempt %d: it %s", info.job_id, last.number, info.meaning.meaning)
+            return last, info
+        assert info
+        self.log.info("attempt %d (Slurm job %s) %s", last.number, info.job_id, state_of(info.state).meaning)
+        return attempts.following(context, job.directory, last), None
+
+    def _deadline(self) -> float | None:
+        limit = self.execution_timeout
+        return time.time() + limit.total_seconds() if limit else None
+
+
+class SlurmCancelOperator(BaseOperator):
+    """Cancel whatever jobs a stage has, and see that they are gone. A teardown: it also runs after failures.
+
+    Works from the stage's directory on the cluster instead of an XCom, so it finds the job of a task that
+    died before it could say anything.
+
+    :param stage: callable that gives ``(cluster name, stage directory)`` from the task's context.
+    :raises AirflowException: a job is still there after ``patience`` seconds.
+    """
+
+    ui_color = "#f0e4d4"
+
+    def __init__(self, *, stage: Callable[[Context], tuple[str, str]], patience: float = 120, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.patience = patience
+
+    def execute(self, context: Context) -> list[str]:
+        cluster_name, directory = self.stage(context)
+        return asyncio.run(self._cancel_all(cluster_name, directory))
+
+    async def _cancel_all(self, cluster_name: str, directory: str) -> list[str]:
+        cluster = load_cluster(cluster_name)
+        async with connect(cluster) as transport:
+            found = await SlurmClient(cluster, transport).attempts(directory)
+            ids = [attempt["job_id"] for attempt in found]
+            if not ids:
+                self.log.info("no job was ever submitted in %s", directory)
+                return []
+            if left := await cancel_and_wait(cluster_name, ids, self.patience):
+                raise AirflowException(
+                    f"Slurm job {', '.join(left)} on cluster {cluster_name!r} has not ended {self.patience:.0f} s after "
+                    "scancel: look at it with `scontrol show job`, it may hold GPUs"
+                )
+            self.log.info("gone: Slurm job %s", ", ".join(ids))
+            return ids
+
+
+def task_directory(cluster_name: str, context: Context) -> str:
+    """``WORKSPACE/DAG/RUN/TASK`` on the cluster."""
+    ti: Any = context["ti"]
+    index = f"-{ti.map_index}" if ti.map_index >= 0 else ""
+    workspace = load_cluster(cluster_name).workspace
+    return f"{workspace}/{slug(ti.dag_id)}/{slug(ti.run_id)}/{slug(ti.task_id)}{index}"
+
+
+def _secrets(job: SlurmJob) -> dict[str, str]:
+    """The passwords of the connections that the job names, for 0600 files in the attempt's directory."""
+    values = {}
+    for name, conn_id in job.secrets.items():
+        password = BaseHook.get_connection(conn_id).password
+        if not password:
+            raise ConfigError(f"connection {conn_id!r} has no password: put the token there, the job needs it as {name!r}")
+        values[name] = password
+    return values

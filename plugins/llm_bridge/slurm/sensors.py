@@ -1,0 +1,54 @@
+"""Wait for a Slurm job that another task submitted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator
+
+from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.slurm.client import JobInfo
+from llm_bridge.slurm.triggers import SlurmJobTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class SlurmJobSensor(BaseSensorOperator):
+    """Wait until a job has ended, its output live in this task's log; the job itself is left alone.
+
+    :param submitted: what ``SlurmSubmitOperator(wait=False)`` returned, usually ``submit.output``. (templated)
+    :param timeout: seconds after which the sensor fails; the job goes on.
+    :param deferrable: False waits in the worker.
+    :returns: the job's ``result.json``, if it wrote one.
+    :raises SlurmJobFailed: the job ended in any state but COMPLETED.
+    """
+
+    template_fields: Sequence[str] = ("submitted",)
+    ui_color = "#d7e8f5"
+
+    def __init__(self, *, submitted: Any, deferrable: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.submitted = submitted
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> Any:
+        trigger = SlurmJobTrigger(
+            cluster=self.submitted["cluster"],
+            job_id=self.submitted["job_id"],
+            directory=self.submitted["directory"],
+            deadline=time.time() + self.timeout,
+            cancel_on_kill=False,
+        )
+        if self.deferrable:
+            self.defer(trigger=trigger, method_name="execute_complete")
+        return self.execute_complete(context, asyncio.run(trigger.outcome()))
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """The job has ended."""
+        if not event["info"] or not JobInfo(**event["info"]).meaning.good:
+            raise SlurmJobFailed(event)
+        return event["result"]

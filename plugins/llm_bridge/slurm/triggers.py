@@ -1,0 +1,201 @@
+"""Waiting for a Slurm job without holding a worker slot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from llm_bridge.config.load import load_cluster
+from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.states import Phase
+from llm_bridge.slurm.watcher import Update, watcher_for
+from llm_bridge.transport import connect
+
+# A trigger that fires right after its task deferred fails the task: the scheduler may see the event before
+# the worker's exit (airflow#66374, #67287; 3 of 16 tasks on 3.3.2, none with 5 s).
+EARLIEST_EVENT_SECONDS = 5.0
+LAST_LINES = 30
+TERMINAL = {"success", "failed", "skipped", "removed", "upstream_failed"}
+
+
+class SlurmJobTrigger(BaseTrigger):
+    """Follow one Slurm job: its output goes into the task's log, its end becomes the event.
+
+    Cancels the job when the user marks the task (``on_kill``) and when ``deadline`` passes, which Airflow
+    itself does not watch while a task is deferred (airflow#69678). Never on a restart of the triggerer.
+
+    :param cluster: name of the cluster file.
+    :param job_id: Slurm's id.
+    :param directory: the attempt's directory on the cluster.
+    :param ready_file: fire as soon as this JSON file is there, while the job goes on (a Ray cluster).
+    :param deadline: epoch seconds; None for no limit.
+    :param cancel_on_kill: False for a sensor, which watches a job that belongs to another task.
+    """
+
+    def __init__(
+        self,
+        cluster: str,
+        job_id: str,
+        directory: str,
+        ready_file: str | None = None,
+        deadline: float | None = None,
+        cancel_on_kill: bool = True,
+    ) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.job_id = job_id
+        self.directory = directory
+        self.ready_file = ready_file
+        self.deadline = deadline
+        self.cancel_on_kill = cancel_on_kill
+        self._said = ""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "llm_bridge.slurm.triggers.SlurmJobTrigger",
+            {
+                "cluster": self.cluster,
+                "job_id": self.job_id,
+                "directory": self.directory,
+                "ready_file": self.ready_file,
+                "deadline": self.deadline,
+                "cancel_on_kill": self.cancel_on_kill,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(None if self.deadline is None else max(0.0, self.deadline - time.time())):
+                event = await self.outcome()
+        except TimeoutError:
+            event = await self._too_late()
+        await asyncio.sleep(max(0.0, began + EARLIEST_EVENT_SECONDS - time.monotonic()))
+        yield TriggerEvent(event)
+
+    async def outcome(self) -> dict[str, Any]:
+        """Follow the job to its end, or until it is ready; the event's payload."""
+        files = ("result.json", "reason.json", *([self.ready_file] if self.ready_file else []))
+        found: dict[str, Any] = {}
+        tail = Tail()
+        async for update in watcher_for(load_cluster(self.cluster)).follow(self.job_id, self.directory, files):
+            for line in tail.add(update.log):
+                self.log.info("%s", line)
+            self._tell(update)
+            found |= {name: content for name, content in update.files.items() if content is not None}
+            if self.ready_file and self.ready_file in found:
+                return self._payload(update, found, tail, ready=True)
+            if update.ended:
+                for line in tail.rest():
+                    self.log.info("%s", line)
+                return self._payload(update, found, tail, ready=False)
+        raise AssertionError("the watcher ended without a last update")
+
+    def _tell(self, update: Update) -> None:
+        if update.notice:
+            self.log.warning("%s", update.notice)
+        if update.info:
+            why = f" ({update.info.reason})" if update.info.reason else ""
+            where = f" on {update.info.nodes}" if update.info.nodes else ""
+            sentence = f"Slurm job {self.job_id} {update.info.meaning.meaning}{where}{why}"
+            if sentence != self._said:
+                self.log.info("%s", sentence)
+            self._said = sentence
+
+    def _payload(self, update: Update, found: dict[str, Any], tail: Tail, *, ready: bool) -> dict[str, Any]:
+        return {
+            "job_id": self.job_id,
+            "cluster": self.cluster,
+            "directory": self.directory,
+            "ready": ready,
+            "info": update.info.as_dict() if update.info else None,
+            "notice": update.notice,
+            "result": found.get(self.ready_file or "") if ready else found.get("result.json"),
+            "reason": found.get("reason.json"),
+            "last_lines": list(tail.last),
+        }
+
+    async def _too_late(self) -> dict[str, Any]:
+        self.log.warning("the task's own time limit has passed")
+        if self.cancel_on_kill:
+            await self._cancel()
+        event = {"job_id": self.job_id, "cluster": self.cluster, "directory": self.directory, "ready": False}
+        return {**event, "info": None, "result": None, "reason": None, "last_lines": [], "notice": "timeout"}
+
+    async def on_kill(self) -> None:
+        """The user marked or cleared the task, or the run failed or timed out.
+
+        Airflow 3.3.2 also calls this when the trigger moves to another triggerer (airflow#73454), and late
+        after a clear, when the next try may have adopted the job. So ask what became of the task first.
+        """
+        if not self.cancel_on_kill:
+            return
+        state = await task_state(self)
+        if state not in TERMINAL:
+            self.log.info("the task is %s: Slurm job %s is left alone", state, self.job_id)
+            return
+        self.log.info("the task was marked %s", state)
+        await self._cancel()
+
+    async def _cancel(self) -> None:
+        self.log.info("cancelling Slurm job %s", self.job_id)
+        if left := await cancel_and_wait(self.cluster, [self.job_id]):
+            self.log.warning("Slurm job %s has not ended yet: scancel is on its way", ", ".join(left))
+
+
+async def task_state(trigger: BaseTrigger) -> str | None:
+    """What the API says of the task that ``trigger`` waits for; None while it has no state."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    ti = trigger.task_instance
+    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    )
+    # A mapped task's key carries its index.
+    return next((str(s) for key, s in states.get(ti.run_id, {}).items() if key.startswith(ti.task_id)), None)
+
+
+async def cancel_and_wait(cluster_name: str, job_ids: list[str], seconds: float = 25.0) -> list[str]:
+    """Cancel jobs and look until they are gone.
+
+    :param seconds: how long to look; on_kill has 30 s in all (``[triggerer] on_kill_timeout``).
+    :returns: the ids of those that were still there after that.
+    """
+    cluster = load_cluster(cluster_name)
+    async with connect(cluster) as transport:
+        client = SlurmClient(cluster, transport)
+        await client.cancel(job_ids)
+        until = time.monotonic() + seconds
+        while True:
+            states = await client.states(job_ids)
+            alive = [i for i, info in states.items() if info.phase is not Phase.ENDED]
+            if not alive or time.monotonic() > until:
+                return alive
+            await asyncio.sleep(1.0)
+
+
+class Tail:
+    """Cuts text into lines as it arrives, and keeps the last ones for the error message."""
+
+    def __init__(self) -> None:
+        self.last: list[str] = []
+        self._open = ""
+
+    def add(self, text: str) -> list[str]:
+        """The lines that ``text`` completes. A progress bar's carriage returns count as line ends."""
+        *lines, self._open = (self._open + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+        return self._keep([line for line in lines if line.strip()])
+
+    def rest(self) -> list[str]:
+        """What came without a line end."""
+        line, self._open = self._open, ""
+        return self._keep([line] if line.strip() else [])
+
+    def _keep(self, lines: list[str]) -> list[str]:
+        self.last = [*self.last, *lines][-LAST_LINES:]
+        return lines

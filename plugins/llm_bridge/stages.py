@@ -1,0 +1,146 @@
+"""What each stage submits: from the plan to job descriptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_bridge.config.cluster import Cluster
+from llm_bridge.config.load import load_cluster
+from llm_bridge.config.recipe import Stage
+from llm_bridge.plan import Plan
+from llm_bridge.ray.operators import RayJob
+from llm_bridge.slurm.job import Resources, SlurmJob
+
+
+def prepare(plan: Plan) -> SlurmJob:
+    """Data and base model, unless they are there already."""
+    recipe = plan.recipe
+    settings = {
+        "data_source": recipe.data.source,
+        "data_config": recipe.data.config,
+        "data_dir": plan.data_dir,
+        "base_model": recipe.base_model,
+        "model_dir": plan.base_model_path,
+    }
+    return _job(plan, "prepare", "prepare", settings, hub=True)
+
+
+def sft(plan: Plan) -> SlurmJob:
+    """Supervised fine-tuning on one or many nodes."""
+    settings = {
+        "model_path": plan.base_model_path,
+        "checkpoint_dir": f"{plan.stage_dir('sft')}/checkpoints",
+        "verl": plan.recipe.sft.verl,
+        **_training(plan),
+    }
+    return _job(plan, "sft", "sft", settings, wandb=True)
+
+
+def sft_merge(plan: Plan) -> SlurmJob:
+    """SFT's sharded checkpoint as one model folder."""
+    settings = {
+        "checkpoint_dir": f"{plan.stage_dir('sft')}/checkpoints",
+        "component": None,
+        "output_dir": plan.sft_model,
+    }
+    return _job(plan, "merge", "merge", settings, directory=f"{plan.stage_dir('sft')}/merge")
+
+
+def ray_cluster(plan: Plan) -> SlurmJob:
+    """The Ray cluster that PPO runs on."""
+    cluster = load_cluster(plan.cluster)
+    settings = {
+        "nodes": plan.nodes("ppo"),
+        "gpus_per_node": plan.gpus_per_node("ppo", cluster),
+        "device": cluster.device,
+        "cpus_per_node": cluster.ray.cpus_per_node,
+        "object_store_gib": cluster.ray.object_store_gib,
+        "temp_dir": cluster.ray.temp_dir,
+        "ready_minutes": cluster.ray.ready_minutes,
+        "idle_minutes": cluster.ray.idle_minutes,
+    }
+    return _job(plan, "ppo", "ray_cluster", settings, wandb=True)
+
+
+def ppo(plan: Plan) -> RayJob:
+    """PPO, as a job on the Ray cluster."""
+    cluster = load_cluster(plan.cluster)
+    settings = {
+        "actor_path": plan.ppo_starts_from,
+        "critic_path": plan.ppo_starts_from,
+        "checkpoint_dir": f"{plan.stage_dir('ppo')}/checkpoints",
+        "nodes": plan.nodes("ppo"),
+        "gpus_per_node": plan.gpus_per_node("ppo", cluster),
+        "verl": plan.recipe.ppo.verl,
+        **_training(plan),
+    }
+    return RayJob(program="ppo.py", settings=settings, directory=plan.stage_dir("ppo"))
+
+
+def merge(plan: Plan) -> SlurmJob:
+    """PPO's actor as one model folder."""
+    settings = {
+        "checkpoint_dir": f"{plan.stage_dir('ppo')}/checkpoints",
+        "component": "actor",
+        "output_dir": plan.ppo_model,
+    }
+    return _job(plan, "merge", "merge", settings)
+
+
+def upload(plan: Plan) -> SlurmJob:
+    """The final model to the Hub."""
+    hub = plan.recipe.hub
+    settings = {"model_dir": plan.final_model, "repo_id": hub.repo_id, "private": hub.private}
+    return _job(plan, "upload", "upload", settings, hub=True)
+
+
+def _training(plan: Plan) -> dict[str, Any]:
+    """What SFT and PPO have in common."""
+    return {
+        "train_files": f"{plan.data_dir}/train.parquet",
+        "val_files": f"{plan.data_dir}/test.parquet",
+        "device": load_cluster(plan.cluster).device,
+        "logger": list(plan.recipe.logger),
+        "project_name": plan.recipe.wandb.project,
+        "experiment_name": plan.run_name,
+        "wandb_entity": plan.recipe.wandb.entity,
+    }
+
+
+def _job(
+    plan: Plan,
+    stage: Stage,
+    template: str,
+    settings: dict[str, Any],
+    *,
+    directory: str | None = None,
+    hub: bool = False,
+    wandb: bool = False,
+) -> SlurmJob:
+    cluster = load_cluster(plan.cluster)
+    size = plan.size(stage)
+    resources = Resources(
+        nodes=plan.nodes(stage),
+        gpus_per_node=plan.gpus_per_node(stage, cluster),
+        cpus_per_task=size.cpus_per_task,
+        mem=size.mem,
+        time_limit=size.time_limit,
+    )
+    return SlurmJob(
+        cluster=plan.cluster,
+        stage=stage,
+        template=template,
+        settings=settings,
+        resources=resources,
+        directory=directory or plan.stage_dir(stage),
+        secrets=_secrets(plan, cluster, hub=hub, wandb=wandb),
+    )
+
+
+def _secrets(plan: Plan, cluster: Cluster, *, hub: bool, wandb: bool) -> dict[str, str]:
+    secrets = {}
+    if hub and cluster.hub.conn_id:
+        secrets["hub"] = cluster.hub.conn_id
+    if wandb and "wandb" in plan.recipe.logger and cluster.wandb_conn_id:
+        secrets["wandb"] = cluster.wandb_conn_id
+    return secrets

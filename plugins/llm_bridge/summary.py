@@ -1,0 +1,90 @@
+"""The last task of a run: what each stage did, in one table, whatever became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from llm_bridge.config.load import load_cluster
+from llm_bridge.slurm.client import JobInfo, SlurmClient
+from llm_bridge.transport import LoginNodeUnreachable, connect
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# Row of the table -> the task that it speaks of.
+ROWS = {
+    "prepare": "prepare.run",
+    "sft": "sft.train",
+    "sft merge": "sft.merge",
+    "ray cluster": "ppo.ray_up",
+    "ppo": "ppo.wait",
+    "merge": "merge.run",
+    "upload": "upload.run",
+}
+GOOD = {"success", "skipped"}
+
+
+class SummaryOperator(BaseOperator):
+    """Collect every stage's job, times and result; fail if any stage failed.
+
+    :returns: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}], "model": {...} or None}``.
+    :raises AirflowFailException: a task failed; the message names it.
+    """
+
+    ui_color = "#eeeeee"
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        ti: Any = context["ti"]
+        tasks = ["check", *ROWS.values(), "ppo.submit", "ppo.ray_down"]
+        found = ti.get_task_states(dag_id=ti.dag_id, task_ids=tasks, run_ids=[ti.run_id])
+        states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
+        plan = ti.xcom_pull(task_ids="check")
+        slurm = asyncio.run(self._slurm(plan, ti)) if plan else {}
+        rows = [self._row(name, task, states, slurm, ti) for name, task in ROWS.items()]
+        uploaded = ti.xcom_pull(task_ids=ROWS["upload"]) or {}
+        summary = {"stages": rows, "model": uploaded.get("result")}
+        for line in table(rows):
+            self.log.info("%s", line)
+        ti.xcom_push(key="summary", value=summary)
+        bad = [task for task in tasks if states.get(task) not in GOOD]
+        if bad:
+            failed = [task for task in bad if states.get(task) == "failed"] or bad
+            raise AirflowFailException(f"the run failed in {', '.join(failed)}: its log tells why")
+        return summary
+
+    async def _slurm(self, plan: dict[str, Any], ti: Any) -> dict[str, JobInfo]:
+        """What Slurm says of every job of the run, by task; empty while the cluster does not answer."""
+        jobs = {task: ti.xcom_pull(task_ids=task, key="slurm_job") for task in ROWS.values()}
+        cluster = load_cluster(plan["cluster"])
+        known = {}
+        try:
+            async with connect(cluster) as transport:
+                client = SlurmClient(cluster, transport)
+                for task, job in jobs.items():
+                    if job and (info := await client.details(job["job_id"])):
+                        known[task] = info
+        except LoginNodeUnreachable as error:
+            self.log.warning("times are missing from the table: %s", error)
+        return known
+
+    def _row(self, name: str, task: str, states: dict[str, str], slurm: dict[str, JobInfo], ti: Any) -> dict[str, Any]:
+        row = {"name": name, "state": states.get(task), "job_id": None, "queue_s": None, "run_s": None}
+        if info := slurm.get(task):
+            row |= {"job_id": info.job_id, "queue_s": info.queue_seconds, "run_s": info.run_seconds}
+        elif task == ROWS["ppo"] and (submitted := ti.xcom_pull(task_ids="ppo.submit")):
+            result = ti.xcom_pull(task_ids=task) or {}
+            # A Ray job waits in Slurm's queue with its cluster, and nowhere else.
+            row |= {"job_id": submitted["submission_id"], "queue_s": 0.0, "run_s": result.get("run_s")}
+        return row
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as lines of text."""
+    columns = ("name", "state", "job_id", "queue_s", "run_s")
+    cells = [list(columns)] + [["" if row[c] is None else str(row[c]) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]

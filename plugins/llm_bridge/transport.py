@@ -1,0 +1,219 @@
+"""Commands on a cluster's login node: over SSH, or locally when Airflow itself runs there.
+
+The only place where a command line is quoted. Callers pass ``argv`` lists and bytes for standard input;
+anything that a user typed travels as standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import asyncssh
+from airflow.exceptions import AirflowNotFoundException
+from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+
+from llm_bridge.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llm_bridge.config.cluster import Cluster
+
+# sshd's default MaxSessions is 10, and bursts just below it fail too (notes of OpenSSH 9.2).
+MAX_CHANNELS = 8
+CONNECT_SECONDS = 30
+
+# At INFO asyncssh writes every command and channel into the task's log.
+asyncssh.set_log_level("WARNING")
+
+
+class LoginNodeUnreachable(ConnectionError):
+    """The login node did not answer, or the connection broke. Says nothing about any job."""
+
+
+class CommandFailed(RuntimeError):
+    """A command on the login node ended with a non-zero exit code."""
+
+    def __init__(self, argv: Sequence[str], done: Completed) -> None:
+        self.done = done
+        said = done.stderr.strip() or done.stdout.strip() or "(it printed nothing)"
+        super().__init__(f"`{argv[0]}` on the login node ended with exit code {done.code}: {said[-2000:]}")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Transport(Protocol):
+    """A way to the login node."""
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
+        """Run ``argv`` and wait for it, at most ``timeout`` seconds.
+
+        :raises LoginNodeUnreachable: no connection, or it broke before the command ended.
+        """
+
+    def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+        """``async with`` it: an address on this machine that leads to ``host:port`` as the login node sees it."""
+
+    async def close(self) -> None:
+        """End the connection."""
+
+
+class SshTransport:
+    """One SSH connection, opened when first needed and again when it broke; at most 8 channels at once."""
+
+    def __init__(self, conn_id: str) -> None:
+        self.conn_id = conn_id
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._opening = asyncio.Lock()
+        self._channels = asyncio.Semaphore(MAX_CHANNELS)
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
+        async with self._channels:
+            connection = await self._connected()
+            try:
+                done = await connection.run(
+                    shlex.join(argv), input=stdin, encoding=None, check=False, timeout=timeout
+                )
+            except asyncssh.TimeoutError:
+                raise LoginNodeUnreachable(
+                    f"`{argv[0]}` gave no answer within {timeout:.0f} s on the login node of {self.conn_id!r}"
+                ) from None
+            except (asyncssh.Error, OSError) as error:
+                self._connection = None
+                raise LoginNodeUnreachable(
+                    f"the SSH connection {self.conn_id!r} broke while running `{argv[0]}`: {error}"
+                ) from error
+        # None: the session ended without an exit status, as when sshd is killed. The provider's own
+        # run_command reads that as 0.
+        if done.exit_status is None or done.exit_status < 0:
+            self._connection = None
+            raise LoginNodeUnreachable(f"the SSH session {self.conn_id!r} ended in the middle of `{argv[0]}`")
+        return Completed(done.exit_status, _text(done.stdout), _text(done.stderr))
+
+    @asynccontextmanager
+    async def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+        connection = await self._connected()
+        try:
+            listener = await connection.forward_local_port("127.0.0.1", 0, host, port)
+        except (asyncssh.Error, OSError) as error:
+            self._connection = None
+            raise LoginNodeUnreachable(f"cannot forward to {host}:{port} through {self.conn_id!r}: {error}") from error
+        try:
+            yield "127.0.0.1", listener.get_port()
+        finally:
+            listener.close()
+
+    async def close(self) -> None:
+        if self._connection:
+            self._connection.close()
+            await self._connection.wait_closed()
+            self._connection = None
+
+    async def _connected(self) -> asyncssh.SSHClientConnection:
+        async with self._opening:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await self._connect()
+            return self._connection
+
+    async def _connect(self) -> asyncssh.SSHClientConnection:
+        hook = SSHHookAsync(ssh_conn_id=self.conn_id)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await hook.get_conn()
+        except AirflowNotFoundException:
+            raise ConfigError(
+                f"Airflow has no connection {self.conn_id!r}: create it (Admin > Connections, type SSH) or set "
+                "ssh_conn_id in the cluster file to one that exists"
+            ) from None
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise ConfigError(
+                f"the login node of {self.conn_id!r} showed a host key that is not trusted ({error}): compare it with "
+                "what your administrator says, then put it into the connection's extra 'host_key' or known_hosts file"
+            ) from None
+        except asyncssh.PermissionDenied as error:
+            raise ConfigError(
+                f"the login node of {self.conn_id!r} refused the login ({error}): check user and key of the connection"
+            ) from None
+        except (asyncssh.KeyImportError, FileNotFoundError) as error:
+            raise ConfigError(f"the key or known_hosts file of connection {self.conn_id!r} is unusable: {error}") from None
+        except (asyncssh.Error, OSError, TimeoutError) as error:
+            raise LoginNodeUnreachable(
+                f"no SSH connection {self.conn_id!r}: {error or type(error).__name__}"
+            ) from error
+
+
+class LocalTransport:
+    """Airflow runs on the login node: commands are plain child processes."""
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            return Completed(127, "", f"{argv[0]}: {error}")
+        try:
+            out, err = await asyncio.wait_for(process.communicate(stdin), timeout)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise LoginNodeUnreachable(f"`{argv[0]}` gave no answer within {timeout:.0f} s") from None
+        return Completed(process.returncode or 0, _text(out), _text(err))
+
+    @asynccontextmanager
+    async def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+        yield host, port
+
+    async def close(self) -> None:
+        return None
+
+
+# One connection a cluster and event loop, however many tasks or triggers use it: 60 fresh connections at
+# once lose 22 to sshd's MaxStartups. [transport, users]
+_open: dict[tuple[int, str], list] = {}
+
+
+@asynccontextmanager
+async def connect(cluster: Cluster) -> AsyncIterator[Transport]:
+    """The shared way to ``cluster``'s login node; the connection ends with its last user."""
+    key = (id(asyncio.get_running_loop()), cluster.ssh_conn_id or "")
+    entry = _open.get(key)
+    if entry is None:
+        transport = SshTransport(cluster.ssh_conn_id) if cluster.ssh_conn_id else LocalTransport()
+        entry = _open[key] = [transport, 0]
+    entry[1] += 1
+    try:
+        yield entry[0]
+    finally:
+        entry[1] -= 1
+        if not entry[1]:
+            _open.pop(key, None)
+            await entry[0].close()
+
+
+async def checked(transport: Transport, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> str:
+    """Standard output of ``argv``.
+
+    :raises CommandFailed: it ended with a non-zero exit code.
+    """
+    done = await transport.run(argv, stdin=stdin, timeout=timeout)
+    if done.code:
+        raise CommandFailed(argv, done)
+    return done.stdout
+
+
+def _text(data: bytes | str | None) -> str:
+    return data.decode("utf-8", "replace") if isinstance(data, bytes) else data or ""

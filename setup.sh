@@ -1,0 +1,179 @@
+#!/usr/bin/env bash
+# Install what the demo and the tests need: Debian packages (as root), and two Python environments below
+# ${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}. What is there already is left alone; nothing is started.
+#
+#   LLM_BRIDGE_HOME         where the environments go; plain users must be able to enter it
+#   LLM_BRIDGE_PYTHON       Python 3.11 or newer for Airflow (default: the first that is found)
+#   LLM_BRIDGE_TORCH_INDEX  package index with CPU-only builds of torch (default: pip's own index; elsewhere than
+#                           on machines that prefer CPU builds this downloads the CUDA libraries too)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+umask 022 # jobs run as a plain user, who has to read the environment
+
+TORCH=torch==2.13.0
+PACKAGES=(
+    slurm-wlm slurmdbd munge mariadb-server # the local cluster's daemons
+    openssh-server openssh-client           # its login node
+    iproute2 util-linux mount procps        # its namespaces
+    python3 python3-venv                    # the jobs' environment
+)
+home=${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}
+logs=$home/logs
+policy=/usr/sbin/policy-rc.d
+policy_mark="# written by llm-bridge's setup.sh while it runs"
+jobs=()
+
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+seconds_since() { printf '%d.%d' $((($(now_ms) - $1) / 1000)) $((($(now_ms) - $1) % 1000 / 100)); }
+
+now_ms() { printf '%s' "$((${EPOCHREALTIME/[.,]/} / 1000))"; }
+
+# step NAME LOG COMMAND...: run a command with its output in a log; one line when it is done, the log's end if it fails.
+step() {
+    local name=$1 log=$2 begin
+    shift 2
+    begin=$(now_ms)
+    # A child with `set -e` of its own: inside an `if`, bash would ignore it.
+    (set -e; "$@") </dev/null >"$log" 2>&1 &
+    if wait $!; then
+        printf 'setup: %-16s installed in %s s\n' "$name" "$(seconds_since "$begin")"
+    else
+        {
+            printf 'setup: %s could not be installed. The last lines of %s:\n' "$name" "$log"
+            tail -n 15 "$log" | sed 's/^/    /'
+            printf 'setup: put that right and run "make setup" again; what is done already is not done again.\n'
+        } >&2
+        return 1
+    fi
+}
+
+# ---- Debian packages
+
+missing_packages() {
+    local package status
+    for package in "${PACKAGES[@]}"; do
+        status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) || true
+        [ "$status" = installed ] || printf '%s\n' "$package"
+    done
+}
+
+# Installing must not start daemons: the local cluster starts its own, in namespaces. policy-rc.d is Debian's way to
+# say so. A policy of the machine's owner stays as it is.
+forbid_starting() {
+    [ -e "$policy" ] && return
+    printf '#!/bin/sh\n%s\nexit 101\n' "$policy_mark" >"$policy"
+    chmod 755 "$policy"
+}
+
+allow_starting() {
+    # By its mark, so that one left behind by a killed run goes too, and nobody else's ever does.
+    if [ -f "$policy" ] && grep -qxF "$policy_mark" "$policy"; then rm -f "$policy"; fi
+}
+
+install_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -o Acquire::Retries=3 update
+    # --no-upgrade: newer versions of what is there are the owner's business.
+    apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends --no-upgrade "$@"
+}
+
+system_packages() {
+    local missing
+    command -v dpkg-query >/dev/null || fail "this is not a Debian or Ubuntu machine (no dpkg): use docker-compose.yaml instead"
+    mapfile -t missing < <(missing_packages)
+    [ ${#missing[@]} -eq 0 ] && return
+    if [ "$(id -u)" != 0 ]; then
+        fail "not root, and these packages are missing. Install them, then run this again:
+    sudo apt-get install -y --no-install-recommends ${missing[*]}"
+    fi
+    trap allow_starting EXIT
+    forbid_starting
+    step "system packages" "$logs/apt.log" install_packages "${missing[@]}" || exit 1
+    allow_starting
+    trap - EXIT
+}
+
+# ---- Python environments
+
+# The stamp in an environment says what it was made from; anything else there means "run pip again".
+fingerprint() { cat "$@" | sha256sum | cut -d' ' -f1; }
+
+up_to_date() { [ "$(cat "$home/$1/.llm-bridge-setup" 2>/dev/null)" = "$2" ]; }
+
+# make_venv PYTHON DIRECTORY: a virtual environment that works; one that does not (its Python is gone) is made anew.
+make_venv() {
+    "$2/bin/python" -m pip --version 2>/dev/null || "$1" -m venv --clear "$2"
+}
+
+pip_install() {
+    local directory=$1
+    shift
+    "$directory/bin/python" -m pip install --no-input --disable-pip-version-check "$@"
+}
+
+airflow_python() {
+    local candidate
+    for candidate in ${LLM_BRIDGE_PYTHON:+"$LLM_BRIDGE_PYTHON"} python3.11 python3.12 python3.13 /usr/bin/python3 python3; do
+        # Not just "is it there": version managers leave commands that only print an error.
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            printf '%s' "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+airflow_env() {
+    make_venv "$1" "$home/airflow-env"
+    pip_install "$home/airflow-env" -r requirements.txt -r requirements-dev.txt
+    printf '%s' "$2" >"$home/airflow-env/.llm-bridge-setup"
+}
+
+cluster_env() {
+    # Not whatever `python3` is here: jobs run as a plain user, who cannot enter /root.
+    make_venv /usr/bin/python3 "$home/cluster-env"
+    # torch first and by itself: everything after it then keeps this build.
+    pip_install "$home/cluster-env" ${LLM_BRIDGE_TORCH_INDEX:+--index-url "$LLM_BRIDGE_TORCH_INDEX"} "$TORCH"
+    pip_install "$home/cluster-env" "$TORCH" -r requirements-cluster.txt
+    # From a copy: building leaves files beside the sources.
+    local copy
+    copy=$(mktemp -d)
+    cp -r local_cluster/verl_cpu "$copy/"
+    pip_install "$home/cluster-env" --no-deps --no-build-isolation --force-reinstall "$copy/verl_cpu"
+    rm -rf "$copy"
+    printf '%s' "$1" >"$home/cluster-env/.llm-bridge-setup"
+}
+
+environments() {
+    local airflow cluster python verl_cpu
+    mapfile -t verl_cpu < <(find local_cluster/verl_cpu -name '*.py' -o -name '*.toml' | LC_ALL=C sort)
+    airflow=$(fingerprint requirements.txt requirements-dev.txt)
+    cluster=$(fingerprint requirements-cluster.txt "${verl_cpu[@]}" <(echo "$TORCH"))
+    if ! up_to_date airflow-env "$airflow"; then
+        python=$(airflow_python) || fail "no Python 3.11, 3.12 or 3.13 with venv was found: install one and name it in LLM_BRIDGE_PYTHON"
+        step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow" &
+        jobs+=($!)
+    fi
+    if ! up_to_date cluster-env "$cluster"; then
+        step cluster-env "$logs/cluster-env.log" cluster_env "$cluster" &
+        jobs+=($!)
+    fi
+    local job failed=0
+    for job in ${jobs[@]+"${jobs[@]}"}; do wait "$job" || failed=1; done
+    [ $failed = 0 ] || exit 1
+}
+
+# ---- all of it
+
+mkdir -p "$logs" 2>/dev/null || fail "cannot write to $home: run this as root, or set LLM_BRIDGE_HOME to a folder of yours"
+exec 9>"$home/setup.lock"
+flock 9 # a second `make` waits for the first
+# At the first Ctrl-C pip and apt end too: a group of processes is told as one, and what is half done is done again.
+begin=$(now_ms)
+system_packages
+environments
+printf 'setup: ready in %s s (%s)\n' "$(seconds_since "$begin")" "$home"

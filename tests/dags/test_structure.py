@@ -1,0 +1,113 @@
+"""The DAG files: they parse cheaply, and their graph is what the README draws."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def dags() -> dict[str, Any]:
+    bag = DagBag(dag_folder=str(ROOT / "dags"))
+    assert not bag.import_errors
+    return dict(bag.dags)
+
+
+def test_there_are_the_two_dags(dags: dict[str, Any]) -> None:
+    assert set(dags) == {"post_training", "nightly_post_training"}
+
+
+def test_parsing_imports_no_heavy_library() -> None:
+    """Each of these costs seconds and hundreds of MB, at every parse."""
+    program = (
+        "import runpy, sys\n"
+        "for f in ('post_training', 'nightly_post_training'): runpy.run_path(f'dags/{f}.py')\n"
+        "heavy = {'torch', 'ray', 'verl', 'huggingface_hub', 'wandb', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dag_id", ["post_training", "nightly_post_training"])
+def test_the_graph_is_prepare_sft_ppo_merge_upload_summary(dags: dict[str, Any], dag_id: str) -> None:
+    edges = {task.task_id: set(task.downstream_task_ids) for task in dags[dag_id].tasks}
+    assert edges == {
+        "check": {"prepare.run", "summary"},
+        "prepare.run": {"sft.train"},
+        "sft.train": {"sft.merge"},
+        "sft.merge": {"ppo.ray_up"},
+        "ppo.ray_up": {"ppo.submit", "ppo.ray_down"},
+        "ppo.submit": {"ppo.wait"},
+        "ppo.wait": {"ppo.ray_down", "merge.run"},
+        "ppo.ray_down": {"summary"},
+        "merge.run": {"upload.run"},
+        "upload.run": {"summary"},
+        "summary": set(),
+    }
+
+
+def test_the_ray_cluster_is_setup_and_teardown_around_ppo(dags: dict[str, Any]) -> None:
+    dag = dags["post_training"]
+    assert dag.get_task("ppo.ray_up").is_setup
+    assert dag.get_task("ppo.ray_down").is_teardown
+
+
+def test_every_task_but_the_summary_alerts_on_failure_when_alerts_are_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from llm_bridge.pipeline import post_training
+
+    shutil.copytree(ROOT / "include", tmp_path / "include")
+    (tmp_path / "include" / "alerts.yaml").write_text(
+        "email: {conn_id: mail, sender: a@example.org, to: [b@example.org]}\nhttp: {conn_id: hook}\n"
+    )
+    monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path / "include"))
+    for task in post_training("x").tasks:
+        names = [type(callback).__name__ for callback in task.on_failure_callback or []]
+        assert names == ([] if task.task_id == "summary" else ["SmtpNotifier", "HttpNotifier"])
+
+
+def test_alerts_are_silent_when_nothing_is_set_up(dags: dict[str, Any]) -> None:
+    from llm_bridge.alerts import on_failure
+
+    assert on_failure() == []
+
+
+def test_a_wrong_key_in_the_alerts_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_bridge.alerts import on_failure
+    from llm_bridge.config.errors import ConfigError
+
+    (tmp_path / "alerts.yaml").write_text("e-mail: {}\n")
+    monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"include/alerts\.yaml(.|\n)*e-mail: no such key\. Allowed here: email, http"):
+        on_failure()
+
+
+def test_the_form_offers_recipes_clusters_and_stages(dags: dict[str, Any]) -> None:
+    params = dags["post_training"].params
+    assert {"tiny_cpu", "gsm8k_llama32_1b"} <= set(params.get_param("recipe").schema["enum"])
+    assert "local" in params.get_param("cluster").schema["enum"]
+    assert list(params) == ["recipe", "cluster", "run_name", "base_model", "repo_id", "nodes", "stages"]
+
+
+def test_nightly_runs_come_from_the_recipes_schedule_one_at_a_time_and_begin_paused(dags: dict[str, Any]) -> None:
+    from llm_bridge.config.load import load_recipe
+
+    dag = dags["nightly_post_training"]
+    assert dag.timetable.summary == load_recipe("gsm8k_llama32_1b").schedule
+    assert dag.max_active_runs == 1
+    assert dag.is_paused_upon_creation
+    assert not dag.catchup
+    assert dags["post_training"].timetable.summary != dag.timetable.summary
