@@ -37,8 +37,9 @@ step() {
     local name=$1 log=$2 begin
     shift 2
     begin=$(now_ms)
-    # A child with `set -e` of its own: inside an `if`, bash would ignore it.
-    (set -e; "$@") </dev/null >"$log" 2>&1 &
+    # A child with `set -e` of its own: inside an `if`, bash would ignore it. And Ctrl-C must end it, which bash
+    # has background commands ignore.
+    (trap - INT; set -e; "$@") </dev/null >"$log" 2>&1 &
     if wait $!; then
         printf 'setup: %-16s installed in %s s\n' "$name" "$(seconds_since "$begin")"
     else
@@ -155,11 +156,11 @@ environments() {
     cluster=$(fingerprint requirements-cluster.txt "${verl_cpu[@]}" <(echo "$TORCH"))
     if ! up_to_date airflow-env "$airflow"; then
         python=$(airflow_python) || fail "no Python 3.11, 3.12 or 3.13 with venv was found: install one and name it in LLM_BRIDGE_PYTHON"
-        step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow" &
+        (trap - INT; step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow") &
         jobs+=($!)
     fi
     if ! up_to_date cluster-env "$cluster"; then
-        step cluster-env "$logs/cluster-env.log" cluster_env "$cluster" &
+        (trap - INT; step cluster-env "$logs/cluster-env.log" cluster_env "$cluster") &
         jobs+=($!)
     fi
     local job failed=0
@@ -172,7 +173,6 @@ environments() {
 mkdir -p "$logs" 2>/dev/null || fail "cannot write to $home: run this as root, or set LLM_BRIDGE_HOME to a folder of yours"
 exec 9>"$home/setup.lock"
 flock 9 # a second `make` waits for the first
-# At the first Ctrl-C pip and apt end too: a group of processes is told as one, and what is half done is done again.
 begin=$(now_ms)
 system_packages
 environments

@@ -8,7 +8,9 @@ from llm_bridge.pipeline import post_training
 
 recipe = load_recipe(os.environ.get("LLM_BRIDGE_NIGHTLY_RECIPE", "gsm8k_llama32_1b"))
 if recipe.schedule is None:
-    raise ConfigError(f"include/recipes/{recipe.name}.yaml needs 'schedule', a cron line, to be trained every night")
+    raise ConfigError(
+        f"include/recipes/{recipe.name}.yaml needs 'schedule', a cron line, to be trained every night"
+    )
 
 dag = post_training(
     "nightly_post_training",

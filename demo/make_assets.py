@@ -127,6 +127,8 @@ def make_model(directory: Path, texts: list[str]) -> int:
         )
     )
     model.save_pretrained(directory)
+    # safetensors writes 0600; jobs run as another user
+    (directory / "model.safetensors").chmod(0o644)
     return model.num_parameters()
 
 

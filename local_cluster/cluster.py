@@ -11,10 +11,10 @@ from pathlib import Path
 
 from local_cluster import host as hosts
 from local_cluster import inspection, lifecycle, ports, services
+from local_cluster.checks import preflight
 from local_cluster.command import run_group
 from local_cluster.errors import LocalClusterError
 from local_cluster.namespaces import NETWORK, Namespaces
-from local_cluster.preflight import preflight
 from local_cluster.render import render_cluster
 from local_cluster.settings import CONTROLLER, LOGIN, Settings, load_settings, state_root
 from local_cluster.status import ClusterStatus

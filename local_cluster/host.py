@@ -85,7 +85,14 @@ def failed_boot(settings: Settings, host: str) -> LocalClusterError:
     """The error for a host that ended while starting, with the end of its log."""
     path = log_file(settings, host)
     tail = path.read_text(errors="replace").splitlines()[-12:] if path.exists() else []
-    return LocalClusterError("\n  ".join([f"host {host} ended while starting; the end of {path}:", *tail]))
+    return LocalClusterError(
+        "\n  ".join(
+            [
+                f"host {host} ended while starting; the end of {path} (its /var/log/slurm is {path.parent}):",
+                *tail,
+            ]
+        )
+    )
 
 
 def enter_argv(settings: Settings, init_pid: int, argv: list[str], user: str | None) -> list[str]:

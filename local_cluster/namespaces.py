@@ -1,8 +1,8 @@
 """Network namespaces and the processes in them.
 
 The kernel is the only record of what runs: a host's processes are those inside the network namespace
-`lb-CLUSTER-HOST`, and its main process is the one that is PID 1 of a pid namespace. No pid files, so a reused pid
-can never be mistaken for ours.
+`lb-CLUSTER-HOST`, and its main process is the one that is PID 1 of a pid namespace. No pid files, so a
+reused pid can never be mistaken for ours.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import json
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from local_cluster.command import checked
 from local_cluster.errors import LocalClusterError
-from local_cluster.settings import OUTSIDE_IP
+from local_cluster.settings import OUTSIDE_IP, USUAL_HOME, state_root
 
 NETNS_DIR = Path("/run/netns")
 NETWORK = "net"  # the namespace that holds the bridge and the relays; not a host
@@ -31,7 +32,10 @@ class Namespaces:
     """
 
     def __init__(self, cluster: str) -> None:
-        self.prefix = f"lb-{cluster}-"
+        root = state_root()
+        # Clusters of the same name below another LLM_BRIDGE_HOME are other clusters.
+        mark = "" if root == USUAL_HOME / "clusters" else f".{zlib.crc32(os.fsencode(root)):08x}"
+        self.prefix = f"lb-{cluster}{mark}-"
 
     def name(self, host: str) -> str:
         """Name of a host's namespace, as `ip netns` knows it."""

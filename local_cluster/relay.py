@@ -3,8 +3,8 @@
 python3 relay.py LISTEN_IP:PORT NETWORK_NAMESPACE TARGET_NAMESPACE TARGET_IP:PORT
 
 The process lives in NETWORK_NAMESPACE (the cluster's bridge), so a cut cable of the target is felt; a socket
-keeps the namespace it was made in, so listening sockets are made during a short visit back home. It listens only
-while the target's program does: a stopped sshd means "connection refused" to clients, as on a real host.
+keeps the namespace it was made in, so listening sockets are made during a short visit back home. It listens
+only while the target's program does: a stopped sshd means "connection refused" to clients, as on a real host.
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ def _wait_until_it_listens(
             raise hosts.failed_boot(settings, name)
         if time.monotonic() > deadline:
             raise LocalClusterError(
-                f"service {name} does not listen on {address}:{port} after {timeout:.0f} s (one that listens on"
-                " 127.0.0.1 only cannot be reached: use 0.0.0.0); its output:"
+                f"service {name} does not listen on {address}:{port} after {timeout:.0f} s (one that listens"
+                " on 127.0.0.1 only cannot be reached: use 0.0.0.0); its output:"
                 f" {hosts.log_file(settings, name)}"
             )
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from local_cluster.errors import LocalClusterError
 
+USUAL_HOME = Path("/var/tmp/llm-bridge")
 # The same subnet serves every cluster: each has a bridge in a namespace of its own, with no route out.
 SUBNET = "10.77.0"
 OUTSIDE_IP = f"{SUBNET}.1"  # the bridge itself: where the relays stand
@@ -19,7 +20,7 @@ MAX_NODES = 200
 
 def state_root() -> Path:
     """Directory that holds the state of all local clusters (`$LLM_BRIDGE_HOME/clusters`)."""
-    return Path(os.environ.get("LLM_BRIDGE_HOME") or "/var/tmp/llm-bridge") / "clusters"
+    return Path(os.environ.get("LLM_BRIDGE_HOME") or USUAL_HOME).absolute() / "clusters"
 
 
 @dataclasses.dataclass(frozen=True)

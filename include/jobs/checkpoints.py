@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -64,51 +65,64 @@ def missing(part: Path, contents: Iterable[str]) -> list[str]:
     return [name for name in names if not zipfile.is_zipfile(part / name)]
 
 
-def is_complete(checkpoint: Path, contents: Iterable[str]) -> bool:
-    """Whether training can go on from here.
+@dataclass(frozen=True)
+class Layout:
+    """What a stage's complete checkpoint consists of.
 
-    :param checkpoint: a ``global_step_N`` directory, of SFT or PPO.
-    :param contents: see ``missing``.
+    :param processes: how many processes train.
+    :param contents: verl's ``checkpoint.save_contents``.
+    :param positions: the files that keep the place in the data, saved last. One that is missing would make
+        that process start the data anew while the others go on, and all wait for each other for ever.
     """
-    contents = list(contents)
-    # PPO saves actor, critic, data.pt in this order; SFT the shards, then data_0.pt.
-    if (checkpoint / "actor").is_dir():
-        parts = [part for part in (checkpoint / "actor", checkpoint / "critic") if part.is_dir()]
-        position = checkpoint / "data.pt"
-    else:
-        parts, position = [checkpoint], checkpoint / "data_0.pt"
-    if not any(zipfile.is_zipfile(p) for p in (position, _set_aside(position))):
-        return False
-    return not any(missing(part, contents) for part in parts)
+
+    processes: int
+    contents: tuple[str, ...]
+    positions: tuple[str, ...]
+
+    @classmethod
+    def sft(cls, processes: int, contents: Iterable[str], replicas: int) -> Layout:
+        """:param replicas: processes with data of their own."""
+        return cls(processes, tuple(contents), tuple(f"data_{rank}.pt" for rank in range(replicas)))
+
+    @classmethod
+    def ppo(cls, processes: int, contents: Iterable[str]) -> Layout:
+        """Actor, then critic if there is one, then ``data.pt``, in this order."""
+        return cls(processes, tuple(contents), ("data.pt",))
+
+    def parts(self, checkpoint: Path) -> list[Path]:
+        """The directories with shards: the checkpoint itself for SFT."""
+        below = [part for part in (checkpoint / "actor", checkpoint / "critic") if part.is_dir()]
+        return below or [checkpoint]
+
+    def is_complete(self, checkpoint: Path) -> bool:
+        """Whether training can go on from this ``global_step_N`` directory."""
+        for name in self.positions:
+            position = checkpoint / name
+            if not zipfile.is_zipfile(position) and not _set_aside(position).exists():
+                return False
+        return not any(missing(part, self.contents) for part in self.parts(checkpoint))
 
 
-def rewind(directory: Path, contents: Iterable[str], processes: int) -> int:
+def rewind(directory: Path, layout: Layout) -> int:
     """Point verl at the newest complete checkpoint, and say which one that is.
 
     To be called while nobody trains here. Deletes nothing: verl overwrites an incomplete checkpoint when it
     comes to that step again.
 
     :param directory: verl's ``trainer.default_local_dir``.
-    :param contents: see ``missing``.
-    :param processes: how many processes will train.
     :returns: the step that training goes on from; 0 when it starts afresh.
     :raises JobError: the checkpoint was written by another number of processes.
     """
-    contents = list(contents)
-    steps = sorted(
-        (int(path.name.rpartition("_")[2]) for path in directory.glob("global_step_*") if path.name[12:].isdigit()),
-        reverse=True,
-    )
-    for step in steps:
-        checkpoint = step_directory(directory, step)
-        if is_complete(checkpoint, contents):
-            _check_processes(checkpoint, processes)
+    found = [path for path in directory.glob("global_step_*") if path.name.rpartition("_")[2].isdigit()]
+    for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("_")[2]), reverse=True):
+        step = int(checkpoint.name.rpartition("_")[2])
+        _check_processes(checkpoint, layout)
+        if layout.is_complete(checkpoint):
             _track(directory, step)
             say(f"going on from step {step}: {checkpoint}")
             return step
         say(f"the checkpoint of step {step} is incomplete (the job ended while it was written): not used")
-    if tracked_step(directory) is not None:
-        (directory / TRACKER).unlink()
+    (directory / TRACKER).unlink(missing_ok=True)
     return 0
 
 
@@ -127,14 +141,14 @@ def _set_aside(position: Path) -> Path:
     return position.with_name(f"{position.name}.epoch_end")
 
 
-def _check_processes(checkpoint: Path, processes: int) -> None:
-    part = checkpoint / "actor" if (checkpoint / "actor").is_dir() else checkpoint
-    wrote = world_size(part)
-    if wrote != processes:
-        raise JobError(
-            f"{checkpoint} was written by {wrote} processes and this job has {processes}: verl can resume only "
-            "with the same number. Use the nodes and GPUs per node of the first attempt, or start a new run."
-        )
+def _check_processes(checkpoint: Path, layout: Layout) -> None:
+    for part in layout.parts(checkpoint):
+        wrote = world_size(part)
+        if wrote is not None and wrote != layout.processes:
+            raise JobError(
+                f"{checkpoint} was written by {wrote} processes and this job has {layout.processes}: verl can resume "
+                "only with the same number. Use the nodes and GPUs per node of the first attempt, or start a new run."
+            )
 
 
 def _track(directory: Path, step: int) -> None:

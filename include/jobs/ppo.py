@@ -23,28 +23,31 @@ def arguments(settings: Settings) -> list[str]:
 
     :param settings: the stage's settings.json.
     :returns: hydra overrides. The recipe's own come last, so they win over defaults made here.
+    :raises JobError: a value that verl's PPO cannot keep.
     """
-    return overrides(
-        {
-            "actor_rollout_ref.model.path": settings["actor_path"],
-            "critic.model.path": settings["critic_path"],
-            **verl_run.trainer_settings(settings, settings["nodes"], settings["gpus_per_node"]),
-            **settings["verl"],
-        }
-    )
+    given = {
+        "actor_rollout_ref.model.path": settings["actor_path"],
+        "critic.model.path": settings["critic_path"],
+        **verl_run.trainer_settings(settings, settings["nodes"], settings["gpus_per_node"]),
+        **settings["verl"],
+    }
+    for key, value in given.items():
+        # hydra_args.py escapes it, but main_ppo.py resolves its settings twice (OmegaConf.resolve)
+        if "${" in str(value):
+            raise JobError(f"{key}={value!r}: verl's PPO cannot keep '${{' in a value, write it in another way")
+    return overrides(given)
 
 
-def check_cluster(nodes: list[dict[str, Any]], wanted_nodes: int, wanted_gpus: int) -> None:
+def check_cluster(gpus: dict[str, int], wanted_nodes: int, wanted_gpus: int) -> None:
     """Compare the Ray cluster as it is with what the stage was configured for.
 
-    :param nodes: ``ray.nodes()``.
+    :param gpus: of each node that is alive, by the node's name.
     :param wanted_gpus: on each node.
     :raises JobError: verl would wait for ever for the GPUs that are not there.
     """
-    alive = {node["NodeManagerHostname"]: int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]}
-    fit = [name for name, gpus in alive.items() if gpus >= wanted_gpus]
+    fit = [name for name, count in gpus.items() if count >= wanted_gpus]
     if len(fit) < wanted_nodes:
-        seen = ", ".join(f"{name}: {gpus}" for name, gpus in sorted(alive.items())) or "no node"
+        seen = ", ".join(f"{name}: {count}" for name, count in sorted(gpus.items())) or "no node"
         raise JobError(
             f"PPO needs {wanted_nodes} node(s) with {wanted_gpus} GPU(s) each (ppo.nodes, ppo.gpus_per_node), and the "
             f"Ray cluster has {len(fit)} such node(s). GPUs of each node that is alive: {seen}. A node that is missing "
@@ -53,25 +56,22 @@ def check_cluster(nodes: list[dict[str, Any]], wanted_nodes: int, wanted_gpus: i
         )
 
 
-def live_nodes() -> list[dict[str, Any]]:
-    """The nodes of the Ray cluster that this job runs on, from Ray itself.
+def live_gpus() -> dict[str, int]:
+    """GPUs of each live node of the Ray cluster that this job runs on, from Ray itself.
+
+    Asked through Ray's state API, because a ``ray.init`` here would stand in the way of verl's own.
 
     :raises JobError: Ray cannot be reached.
     """
-    import ray
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
 
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="warning")
-    except (ConnectionError, RuntimeError) as error:
+        nodes = list_nodes(filters=[("state", "=", "ALIVE")], limit=10_000)
+    except (ConnectionError, RuntimeError, RayStateApiException) as error:
         raise JobError(f"no Ray cluster to train on: {error}", retry=True) from error
-    nodes = ray.nodes()
-    # Two nodes of a test cluster may share a host name; then the address tells them apart.
-    names = [node["NodeManagerHostname"] for node in nodes if node["Alive"]]
-    if len(set(names)) < len(names):
-        for node in nodes:
-            node["NodeManagerHostname"] += f"/{node['NodeID'][:6]}"
-    ray.shutdown()  # verl connects by itself, with the environment that its workers need
-    return nodes
+    # Nodes of a test cluster share a host name and an address; the id tells them apart.
+    return {f"{node.node_name} ({node.node_id[:6]})": int(node.resources_total.get("GPU", 0)) for node in nodes}
 
 
 def count_prompts(config: Any) -> int:
@@ -114,15 +114,15 @@ def train(settings: Settings) -> dict[str, Any]:
         )
     epoch = steps_per_epoch(count_prompts(config), config.data.train_batch_size)
     expected = verl_run.expected_steps(epoch, config.trainer.total_epochs, config.trainer.total_training_steps)
-    contents = list(config.actor_rollout_ref.actor.checkpoint.save_contents)
-    if verl_run.already_trained(directory, contents, expected):
+    layout = checkpoints.Layout.ppo(nodes * gpus, config.actor_rollout_ref.actor.checkpoint.save_contents)
+    if verl_run.already_trained(directory, layout, expected):
         say(f"an earlier attempt trained all {expected} steps: nothing to do. To train again, start a new run")
         return verl_run.judge(directory, expected)
 
-    check_cluster(live_nodes(), nodes, gpus)
+    check_cluster(live_gpus(), nodes, gpus)
     directory.mkdir(parents=True, exist_ok=True)
     if config.trainer.resume_mode == "auto":
-        checkpoints.rewind(directory, contents, nodes * gpus)
+        checkpoints.rewind(directory, layout)
     say(f"PPO: {epoch} steps an epoch, {expected} steps on {nodes} node(s) x {gpus} GPU(s)")
 
     variables = verl_run.training_environment(settings, os.environ)

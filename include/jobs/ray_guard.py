@@ -1,15 +1,15 @@
 """Brings a Ray cluster up on the nodes of this Slurm job, vouches for it, watches it, and ends it.
 
-python3 ray_guard.py SRUN... python3 ray_node.py     (in the batch step, on the first node; standard library only)
+python3 ray_guard.py SRUN... python3 ray_node.py     (in the batch step on the first node; standard library only)
 
-It chooses ports, makes the token and starts the given command, which runs ray_node.py on every node. When all nodes have
-joined with all their GPUs and the cluster has been tested, it writes `cluster.json`. From then on it looks every few
-seconds. When Ray is dead, a node gone, or no job has run for `idle_minutes`, it writes `reason.json` and ends the job.
+It chooses ports, makes the token and starts the given command, which runs ray_node.py on every node. When all
+nodes have joined with all their GPUs and the cluster has been tested, it writes `cluster.json`. From then on it
+looks every few seconds. When Ray is dead, a node gone, or no job has run for `idle_minutes`, it writes
+`reason.json` and ends the job.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -21,8 +21,9 @@ from pathlib import Path
 import ray_health
 import ray_network
 import ray_ports
-from ray_files import NodeReports, say, write_json, write_private
+from job_io import read_json, write_json
 from ray_health import Seen, Verdict, Watch
+from ray_reports import NodeReports, say
 from ray_rest import Dashboard, NoAnswer
 
 CHECK_SECONDS = 3.0
@@ -48,7 +49,7 @@ class Guard:
 
     def __init__(self, attempt_dir: Path) -> None:
         self.attempt_dir = attempt_dir
-        self.settings = json.loads((attempt_dir / "settings.json").read_text())
+        self.settings = read_json(attempt_dir / "settings.json")
         self.reports = NodeReports(attempt_dir)
         self.nodes: list[str] = []
         self.step: subprocess.Popen | None = None
@@ -63,7 +64,7 @@ class Guard:
         block = ray_ports.choose(int(os.environ["SLURM_JOB_ID"]), blocks, ray_ports.taken)
         self.port = ray_ports.ports(block)
         self.dashboard = Dashboard(f"http://{self.head_ip}:{self.port['dashboard']}", self._make_token())
-        say(f"head {self.head} at {self.head_ip}, ports {block}-{block + ray_ports.BLOCK - 1}, nodes {' '.join(self.nodes)}")
+        say(f"head on {self.head}, {self.head_ip}, ports from {block}; nodes: {' '.join(self.nodes)}")
         place = [f"--head={self.head}", f"--head-ip={self.head_ip}", f"--block={block}"]
         self.step = subprocess.Popen([*command, *place])
         self._wait_until_joined()
@@ -79,15 +80,21 @@ class Guard:
     def _check_allocation(self) -> None:
         wanted, here = self.settings["nodes"], os.environ.get("SLURMD_NODENAME", self.head)
         if len(self.nodes) != wanted:
-            raise Ending(Verdict("wrong_size", f"Slurm gave {len(self.nodes)} nodes, the settings ask for {wanted}"))
+            told = f"Slurm gave {len(self.nodes)} nodes, the settings ask for {wanted}"
+            raise Ending(Verdict("wrong_size", told, retry=False))
         if here != self.head:
-            raise Ending(Verdict("wrong_node", f"the batch script runs on {here}, not on the first node {self.head}"))
+            told = (
+                f"the batch script runs on {here}, not on the first node {self.head}, where Ray's head goes"
+            )
+            raise Ending(Verdict("wrong_node", told, retry=False))
 
     def _make_token(self) -> str:
         token, path = secrets.token_hex(32), self.attempt_dir / "ray_token"
-        write_private(path, token)
-        # Ray and its jobs read the file: the token itself in a variable would be shown by whoever lists variables.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "RAY_USAGE_STATS_ENABLED": "0"}
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token)
+        # Ray and its jobs read the file: a token in a variable would be shown by all that lists variables.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.pop("RAY_AUTH_TOKEN", None)
         return token
 
@@ -118,7 +125,8 @@ class Guard:
                 raise Ending(ray_health.not_joined(gone, reports, len(self.nodes), minutes))
             if time.monotonic() > next_word:
                 next_word += STILL_WAITING_SECONDS
-                say(f"{len(self.nodes) - len(gone)} of {len(self.nodes)} nodes joined; waiting for {' '.join(gone)}")
+                joined = len(self.nodes) - len(gone)
+                say(f"{joined} of {len(self.nodes)} nodes joined; waiting for {' '.join(gone)}")
             time.sleep(START_POLL_SECONDS)
 
     def _test(self) -> None:
@@ -127,15 +135,16 @@ class Guard:
             try:
                 status = self.dashboard.status("/api/jobs/", token)
             except NoAnswer as error:
-                raise Ending(Verdict("test_failed", f"the dashboard does not answer: {error}", (self.head,))) from error
+                told = f"the dashboard on {self.head} does not answer: {error}"
+                raise Ending(Verdict("test_failed", told, (self.head,))) from error
             if status != wanted:
                 kind = "a wrong" if token else "no"
-                told = f"a request with {kind} token got HTTP {status}, not {wanted}: anyone could run programs here"
-                raise Ending(Verdict("test_failed", told, (self.head,)))
+                told = f"with {kind} token the dashboard answers HTTP {status}, not {wanted}: it is not protected"
+                raise Ending(Verdict("test_failed", told, (self.head,), retry=False))
         for node, report in self.reports.read().items():
             raylet = f"{report['ip']}:{ray_ports.ports(report['block'])['node_manager']}"
             if not ray_network.answers(raylet):
-                told = f"{self.head} cannot connect to Ray on {node} at {raylet}; check the network between the nodes"
+                told = f"{self.head} cannot connect to Ray on {node} at {raylet}; check the nodes' network"
                 raise Ending(Verdict("test_failed", told, (node,)))
         self._phase("verified", "verified")
 
@@ -182,7 +191,7 @@ class Guard:
         """End Ray on all nodes, and come back soon."""
         if self.step is None or self.step.poll() is not None:
             return
-        # srun hands USR1 on to its tasks, which clean up; on TERM it would have them killed at once (measured, 22.05).
+        # srun hands USR1 on to its tasks, which then clean up; on TERM it has them killed (measured, 22.05).
         self.step.send_signal(signal.SIGUSR1)
         try:
             self.step.wait(STOP_SECONDS)
@@ -193,7 +202,8 @@ class Guard:
 def host_names(node_list: str) -> list[str]:
     """Names in a Slurm node list, in its order."""
     argv = ["scontrol", "show", "hostnames", node_list]
-    return parse_host_names(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout)
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    return parse_host_names(done.stdout)
 
 
 def parse_host_names(output: str) -> list[str]:
@@ -210,17 +220,13 @@ def parse_host_names(output: str) -> list[str]:
 
 def forget_earlier_life(attempt_dir: Path) -> None:
     """Remove what this job left when it ran before (requeue): it would be taken for today's."""
-    for path in [*(attempt_dir / name for name in ("cluster.json", "reason.json", "ray_token"))]:
-        path.unlink(missing_ok=True)
-    for path in (attempt_dir / "ray_nodes").glob("*.json"):
+    files = [attempt_dir / name for name in ("cluster.json", "reason.json", "ray_token")]
+    for path in [*files, *(attempt_dir / "ray_nodes").glob("*.json")]:
         path.unlink(missing_ok=True)
 
 
 def _started(attempt_dir: Path) -> float:
-    try:
-        return float(json.loads((attempt_dir / "started.json").read_text())["started"])
-    except (OSError, ValueError, KeyError):
-        return time.time()
+    return (read_json(attempt_dir / "started.json") or {}).get("started") or time.time()
 
 
 def main() -> int:

@@ -17,11 +17,13 @@ class Verdict:
     reason: str
     nodes: tuple[str, ...] = ()
     exit_code: int = 1
+    retry: bool = True  # whether a new cluster could help
 
     def as_json(self) -> dict:
         """Content of reason.json."""
         node = {"node": self.nodes[0]} if self.nodes else {}
-        return {"reason": self.reason, "kind": self.kind, **node, "nodes": list(self.nodes)}
+        about = {"reason": self.reason, "kind": self.kind, "retry": self.retry}
+        return {**about, **node, "nodes": list(self.nodes)}
 
 
 def missing(rows: list[dict], nodes: list[str], gpus: int) -> dict[str, str]:
@@ -52,13 +54,15 @@ def failed(reports: dict[str, dict]) -> Verdict | None:
     bad = {node: report["message"] for node, report in reports.items() if report["state"] == "failed"}
     if not bad:
         return None
-    return Verdict("node_failed", "; ".join(f"{node}: {message}" for node, message in bad.items()), tuple(bad))
+    told = "; ".join(f"{node}: {message}" for node, message in bad.items())
+    return Verdict("node_failed", told, tuple(bad))
 
 
 def step_ended(code: int, reports: dict[str, dict]) -> Verdict:
     """Srun is over, so Ray is."""
     nodes = tuple(node for node, report in reports.items() if report["state"] != "stopped")
-    return Verdict("step_ended", f"the srun that holds Ray ended with code {code}; its messages are in the log", nodes)
+    reason = f"the srun that holds Ray ended with code {code}; what it said is in the job's log"
+    return Verdict("step_ended", reason, nodes)
 
 
 def not_joined(gone: dict[str, str], reports: dict[str, dict], count: int, minutes: float) -> Verdict:
@@ -121,7 +125,7 @@ class Watch:
             self.active_at = seen.now
         if self.idle_minutes is None or seen.now - self.active_at < self.idle_minutes * 60:
             return None
-        return Verdict("idle", "idle", exit_code=0)
+        return Verdict("idle", "idle", exit_code=0, retry=False)
 
 
 def busy(jobs: list[dict]) -> bool:

@@ -43,14 +43,18 @@ def node_address(node: str, pattern: str = "") -> str:
     # Some systems name themselves 127.0.1.1 in /etc/hosts, where no other node would find them.
     outside = [address for address in found.values() if not address.startswith("127.")]
     if not outside:
-        raise RuntimeError(f"{node} has no IPv4 address but loopback; set network_interface in the cluster file")
+        raise RuntimeError(
+            f"{node} has no IPv4 address but loopback; set network_interface in the cluster file"
+        )
     return outside[0]
 
 
 def matching(pattern: str, interfaces: list[str]) -> list[str]:
     """Interfaces that a pattern means to NCCL: `eth0,ib` are beginnings of names, `=eth0` is the very name."""
     exact, names = pattern.startswith("="), pattern.lstrip("=").split(",")
-    return [have for name in names for have in interfaces if (have == name if exact else have.startswith(name))]
+    return [
+        have for name in names for have in interfaces if (have == name if exact else have.startswith(name))
+    ]
 
 
 def answers(address: str, timeout: float = 3.0) -> bool:

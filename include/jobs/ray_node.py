@@ -2,14 +2,13 @@
 
 python3 ray_node.py --head NODE --head-ip IP --block PORT
 
-The head runs on NODE, workers on all others. What happens is told in `ray_nodes/NODE.json` (see NodeReports); Ray's own
-output goes to `ray_nodes/NODE.log`. ray_guard.py starts this and decides when the cluster ends.
+The head runs on NODE, workers on all others. What happens is told in `ray_nodes/NODE.json` (see NodeReports),
+Ray's own output goes to `ray_nodes/NODE.log`. ray_guard.py starts this and decides when the cluster ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import socket
@@ -21,10 +20,11 @@ import ray_network
 import ray_ports
 import ray_setup
 import ray_supervise
-from ray_files import NodeReports, say
+from job_io import read_json
+from ray_reports import NodeReports, say
 from ray_setup import NodeProblem
 
-STOP_GRACE = 8.0  # seconds; Slurm kills the rest after KillWait, 30 by default
+STOP_GRACE = 1.5  # seconds: nothing in Ray is worth waiting for, and a site may have set KillWait to 3
 
 
 class Node:
@@ -35,9 +35,9 @@ class Node:
         self.head_ip, self.is_head = arguments.head_ip, name == arguments.head
         self.head_block = arguments.block
         self.gcs = f"{self.head_ip}:{ray_ports.ports(self.head_block)['gcs']}"
-        self.settings = json.loads((attempt_dir / "settings.json").read_text())
+        self.settings = read_json(attempt_dir / "settings.json")
         self.log = attempt_dir / "ray_nodes" / f"{name}.log"
-        self.temp_dir: Path | None = None
+        self.folder: Path | None = None  # on this node's disk
         self.known: dict = {"python": sys.executable}
 
     def report(self, state: str, message: str) -> None:
@@ -53,14 +53,14 @@ class Node:
         """
         self.report("starting", "has only begun to start")
         deadline = time.monotonic() + self.settings["ready_minutes"] * 60
-        ray_setup.raise_open_files_limit(f"ray {self.name}")
+        ray_setup.raise_open_files_limit(self.name)
         block = self.head_block if self.is_head else self._free_block()
         ray_setup.prepare_environment(block)
         address = self.head_ip if self.is_head else ray_network.own_address(self.name)
         gpus = ray_setup.usable_gpus(dict(os.environ), self.settings["gpus_per_node"])
         cpus = ray_setup.usable_cpus(dict(os.environ), self.settings.get("cpus_per_node"))
-        folder = Path(self.settings.get("temp_dir") or "/tmp/ray")
-        self.temp_dir = ray_setup.make_temp_dir(folder, os.environ["SLURM_JOB_ID"])
+        parent = Path(self.settings.get("temp_dir") or "/tmp/ray")
+        self.folder = ray_setup.make_folder(parent, os.environ["SLURM_JOB_ID"])
         self.known |= {"ip": address, "block": block, "gpus": gpus, "cpus": cpus}
         if not self.is_head:
             self.report("waiting", f"waits for the head at {self.gcs}")
@@ -72,7 +72,7 @@ class Node:
             gcs=None if self.is_head else self.gcs,
             cpus=cpus,
             gpus=gpus,
-            temp_dir=self.temp_dir,
+            temp_dir=self.folder / ray_setup.TEMP_DIR,
             object_store_gib=self.settings.get("object_store_gib"),
         )
         self.report("running", "has started Ray, which has not registered yet")
@@ -87,36 +87,38 @@ class Node:
     def _wait_for_head(self, deadline: float) -> None:
         while not ray_network.answers(self.gcs):
             if time.monotonic() > deadline:
-                raise NodeProblem(f"cannot reach the head's GCS at {self.gcs}; check the network between the nodes")
+                raise NodeProblem(
+                    f"cannot reach the head's GCS at {self.gcs}; check the network between the nodes"
+                )
             time.sleep(0.25)
 
     def clean_up(self) -> None:
         """End Ray, save what tells why it died, remove its folder."""
         ray_supervise.end_children(STOP_GRACE)
-        if self.temp_dir is not None:
-            ray_setup.keep_logs(self.temp_dir, self.attempt_dir / "ray_logs" / self.name)
-            shutil.rmtree(self.temp_dir, ignore_errors=True)
+        if self.folder is not None:
+            logs = self.folder / ray_setup.TEMP_DIR / "session_latest" / "logs"
+            ray_setup.keep_logs(logs, self.attempt_dir / "ray_logs" / self.name)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def run(node: Node) -> int:
     """Run Ray until it ends or is told to stop; the exit code of this task."""
-    who = f"ray {node.name}"
     try:
         code = ray_supervise.wait_for(node.start_ray())
         said = ray_setup.last_lines(node.log)
         raise NodeProblem(f"Ray ended with exit code {code}: {ray_setup.cause(said)}")
     except ray_supervise.Stopped as signal_name:
-        say(f"stopping ({signal_name})", who)
+        say(f"stopping ({signal_name})", node.name)
         node.report("stopped", f"was stopped ({signal_name})")
         return 0
     except (NodeProblem, RuntimeError, OSError, ValueError, KeyError) as error:
         ray_supervise.ignore_stop_signals()
-        say(f"error: {error}", who)
+        say(f"error: {error}", node.name)
         node.report("failed", str(error))
         return 1
     finally:
         node.clean_up()
-        say("Ray has stopped here", who)
+        say("Ray has stopped here", node.name)
 
 
 def main() -> int:

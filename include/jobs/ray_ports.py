@@ -18,6 +18,7 @@ NAMES = (
     "agent_grpc",
     "runtime_env",
     "metrics",
+    "client",
     "autoscaler_metrics",
     "dashboard_metrics",
 )

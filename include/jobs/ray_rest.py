@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from typing import Any
 
 # Cluster addresses are reached directly, whatever http_proxy says.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
@@ -39,7 +40,7 @@ class Dashboard:
         """All jobs: submitted ones and drivers that connected on their own."""
         return self._json("/api/jobs/")
 
-    def _json(self, path: str):  # noqa: ANN202 - whatever the path gives
+    def _json(self, path: str) -> Any:
         status, body = self._get(path, self.token)
         if status != 200:
             raise NoAnswer(f"HTTP {status} for {path}: {body[:200].decode(errors='replace')}")

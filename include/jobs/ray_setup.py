@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import ray_ports
-from ray_files import say
+from ray_reports import say
 
 SOCKET_PATH_LIMIT = 107  # unix(7): sun_path
 # What Ray puts behind its temp dir: /session_2026-01-01_00-00-00_000000_4194304/sockets/dash_ReporterHead and alike
 SOCKET_PATH_TAIL = 72
+# Ray opens its temp dir to every user of the node (0777), sockets included: it lies in a folder that is ours alone.
+TEMP_DIR = "ray"
 OPEN_FILES_WANTED = 65_536  # docs.ray.io: ulimit -n, a connection and more for each worker of the cluster
 LOGS_KEPT = ("job-driver-*.log", "gcs_server.*", "raylet.*", "dashboard.log", "ray_process_exit.log")
 LOG_BYTES_KEPT = 1 << 20
@@ -87,8 +89,8 @@ def ray_command(
         "metrics-export-port": port["metrics"],
         "min-worker-port": port["workers_from"],
         "max-worker-port": port["workers_to"],
-        # 0 starts no Ray Client server (ray/_private/node.py): nobody needs it, and it would listen on a port.
-        "ray-client-server-port": 0,
+        # Ray Client's server cannot be switched off: 0 is refused (ray 2.60, _private/parameter.py).
+        "ray-client-server-port": port["client"],
     }
     if object_store_gib:
         options["object-store-memory"] = int(object_store_gib * 2**30)
@@ -103,7 +105,9 @@ def ray_command(
         }
     else:
         options["address"] = gcs
-    arguments = [f"--{option}" if value is None else f"--{option}={value}" for option, value in options.items()]
+    arguments = [
+        f"--{option}" if value is None else f"--{option}={value}" for option, value in options.items()
+    ]
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--log-color=false"]
     return [*ray, *arguments, "--disable-usage-stats", "--block"]
 
@@ -116,31 +120,38 @@ def prepare_environment(block: int) -> None:
     for name in ("RAY_ADDRESS", "RAY_TMPDIR"):  # of some other cluster
         os.environ.pop(name, None)
     port = ray_ports.ports(block)
-    os.environ["AUTOSCALER_METRIC_PORT"] = str(port["autoscaler_metrics"])  # 44217 and 44227 without these: one
-    os.environ["DASHBOARD_METRIC_PORT"] = str(port["dashboard_metrics"])  # cluster a node (ray/dashboard/consts.py)
+    os.environ["AUTOSCALER_METRIC_PORT"] = str(
+        port["autoscaler_metrics"]
+    )  # 44217 and 44227 without these: one
+    os.environ["DASHBOARD_METRIC_PORT"] = str(
+        port["dashboard_metrics"]
+    )  # cluster a node (ray/dashboard/consts.py)
     # Ray jobs' entrypoints find `python` and `ray` by the PATH of `ray start`.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
 
 
-def raise_open_files_limit(who: str) -> None:
+def raise_open_files_limit(node: str) -> None:
     """Allow as many open files as this user may have, and warn when that is few."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < OPEN_FILES_WANTED:
-        say(f"warning: at most {hard} open files here (ulimit -Hn); Ray asks for {OPEN_FILES_WANTED}", who)
+        say(f"warning: at most {hard} open files here (ulimit -Hn); Ray asks for {OPEN_FILES_WANTED}", node)
 
 
-def make_temp_dir(parent: Path, job: str) -> Path:
+def make_folder(parent: Path, job: str) -> Path:
     """A folder for this job alone on the node's own disk, empty.
 
     Raises:
         NodeProblem: it cannot be made or is too long for unix sockets.
     """
     folder = parent / job
-    if len(str(folder)) + SOCKET_PATH_TAIL > SOCKET_PATH_LIMIT:
+    room = SOCKET_PATH_LIMIT - SOCKET_PATH_TAIL - len(f"/{job}/{TEMP_DIR}")
+    if len(str(parent)) > room:
         raise NodeProblem(
-            f"ray.temp_dir {str(parent)!r} of the cluster file is too long: unix sockets in it may have"
-            f" {SOCKET_PATH_LIMIT} characters; choose at most {SOCKET_PATH_LIMIT - SOCKET_PATH_TAIL - len(job) - 1}"
+            f"ray.temp_dir {str(parent)!r} of the cluster file has {len(str(parent))} characters: choose one with at"
+            f" most {room}, since the paths of Ray's unix sockets in it must not have more than {SOCKET_PATH_LIMIT}"
         )
     try:
         try:
@@ -152,13 +163,14 @@ def make_temp_dir(parent: Path, job: str) -> Path:
             shutil.rmtree(folder)
         folder.mkdir(mode=0o700)
     except OSError as error:
-        raise NodeProblem(f"cannot make Ray's folder: {error}; set ray.temp_dir in the cluster file") from error
+        raise NodeProblem(
+            f"cannot make Ray's folder: {error}; set ray.temp_dir in the cluster file"
+        ) from error
     return folder
 
 
-def keep_logs(temp_dir: Path, target: Path) -> None:
+def keep_logs(logs: Path, target: Path) -> None:
     """Save the ends of the logs that tell why Ray or a job died: the folder they are in is about to go."""
-    logs = temp_dir / "session_latest" / "logs"
     for log in (found for pattern in LOGS_KEPT for found in logs.glob(pattern)):
         try:
             with log.open("rb") as file:

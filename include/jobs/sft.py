@@ -114,16 +114,16 @@ def train(settings: Settings) -> Optional[dict[str, Any]]:
     rows = verl_run.count_rows(config.data.train_files, config.data.train_max_samples)
     epoch = steps_per_epoch(rows, config.data.train_batch_size, replicas)
     expected = verl_run.expected_steps(epoch, config.trainer.total_epochs, config.trainer.total_training_steps)
-    contents = list(config.checkpoint.save_contents)
+    layout = checkpoints.Layout.sft(nodes * gpus, config.checkpoint.save_contents, replicas)
 
-    if verl_run.already_trained(directory, contents, expected):
+    if verl_run.already_trained(directory, layout, expected):
         if is_first:
             say(f"an earlier attempt trained all {expected} steps: nothing to do. To train again, start a new run")
         return verl_run.judge(directory, expected) if is_first else None
     if is_first:
         directory.mkdir(parents=True, exist_ok=True)
         if config.trainer.resume_mode == "auto":
-            step = checkpoints.rewind(directory, contents, nodes * gpus)
+            step = checkpoints.rewind(directory, layout)
             if step and step % epoch == 0:
                 checkpoints.start_next_epoch_afresh(checkpoints.step_directory(directory, step))
         say(f"SFT: {rows} rows, {epoch} steps an epoch, {expected} steps on {nodes} node(s) x {gpus} GPU(s)")

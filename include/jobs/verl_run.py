@@ -6,7 +6,7 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -95,12 +95,12 @@ def expected_steps(steps_per_epoch: int, epochs: int, total_steps: Optional[int]
     return total_steps
 
 
-def already_trained(directory: Path, contents: Iterable[str], expected: int) -> bool:
+def already_trained(directory: Path, layout: checkpoints.Layout, expected: int) -> bool:
     """Whether an earlier attempt finished. verl would train one step too many if it were started again."""
     step = checkpoints.tracked_step(directory)
     if step is None or step < expected:
         return False
-    return checkpoints.is_complete(checkpoints.step_directory(directory, step), contents)
+    return layout.is_complete(checkpoints.step_directory(directory, step))
 
 
 def judge(directory: Path, expected: int) -> dict[str, Any]:

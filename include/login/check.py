@@ -38,7 +38,9 @@ def readable(path):
 
 def hub(endpoint, token):
     """Problems and notes about the Hub's answer to the token."""
-    request = urllib.request.Request(endpoint.rstrip("/") + "/api/whoami-v2", headers={"Authorization": "Bearer " + token})
+    request = urllib.request.Request(
+        endpoint.rstrip("/") + "/api/whoami-v2", headers={"Authorization": "Bearer " + token}
+    )
     try:
         with urllib.request.urlopen(request, timeout=15) as answer:
             return [], ["the Hub knows the token as {}".format(json.load(answer).get("name"))]

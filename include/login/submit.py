@@ -30,16 +30,20 @@ def write(path, text, mode=0o600):
 def known_to_slurm(key):
     """The id of a job with this name, also when sbatch ran but its answer was never written down."""
     queries = (
-        ["squeue", "--me", "-h", "-t", "all", "-o", "%i", "--name", key],
+        ["squeue", "--me", "-h", "-t", "all", "-o", "%i %r", "--name", key],
         # Accounting remembers longer than squeue's MinJobAge, but not every site has it.
         ["sacct", "-X", "-n", "-P", "-S", "now-30days", "-o", "JobID", "--name", key],
     )
     for query in queries:
         done = run(query)
         if query[0] == "squeue" and done.returncode:
-            raise SystemExit(json.dumps({"error": done.stderr.strip() or "squeue failed", "code": done.returncode}))
-        if done.returncode == 0 and done.stdout.split():
-            return done.stdout.split()[0]
+            raise SystemExit(
+                json.dumps({"error": done.stderr.strip() or "squeue failed", "code": done.returncode})
+            )
+        # sbatch refuses an impossible job, but slurmctld keeps a record of it under its name.
+        rows = [line.split() for line in done.stdout.splitlines() if "BadConstraints" not in line]
+        if done.returncode == 0 and rows:
+            return rows[0][0]
     return None
 
 

@@ -38,7 +38,9 @@ class CheckOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         ti: Any = context["ti"]
         plan = make_plan(dict(context["params"]), ti.dag_id, ti.run_id)
-        log.info("run %r: %s on cluster %s, stages %s", plan.run_name, plan.recipe.name, plan.cluster, plan.stages)
+        log.info(
+            "run %r: %s on cluster %s, stages %s", plan.run_name, plan.recipe.name, plan.cluster, plan.stages
+        )
         log.info("everything of this run is below %s on the cluster", plan.directory)
         if "ppo" in plan.stages:
             log.info("PPO starts from %s", plan.ppo_starts_from)
@@ -65,7 +67,9 @@ async def ask_cluster(plan: Plan) -> None:
         for note in answer["notes"]:
             log.info("%s", note)
         if answer["problems"]:
-            raise ConfigError(f"cluster {cluster.name!r}: {'; '.join(answer['problems'])}. Nothing was submitted.")
+            raise ConfigError(
+                f"cluster {cluster.name!r}: {'; '.join(answer['problems'])}. Nothing was submitted."
+            )
         for job in jobs:
             log.info("%s: %s", job.stage, await client.test_only(job))
 

@@ -30,7 +30,9 @@ Made = TypeVar("Made")
 AFTER_SKIPPED = "none_failed"
 
 
-def post_training(dag_id: str, *, recipe: str | None = None, schedule: str | None = None, description: str = "") -> DAG:
+def post_training(
+    dag_id: str, *, recipe: str | None = None, schedule: str | None = None, description: str = ""
+) -> DAG:
     """Build one post-training DAG.
 
     :param recipe: preselected recipe; the first one when empty.
@@ -59,7 +61,9 @@ def post_training(dag_id: str, *, recipe: str | None = None, schedule: str | Non
             prepare = SlurmSubmitOperator(task_id="run", job=of("prepare", stages.prepare))
 
         with TaskGroup("sft"):
-            train = SlurmSubmitOperator(task_id="train", job=of("sft", stages.sft), trigger_rule=AFTER_SKIPPED)
+            train = SlurmSubmitOperator(
+                task_id="train", job=of("sft", stages.sft), trigger_rule=AFTER_SKIPPED
+            )
             sft_merge = SlurmSubmitOperator(task_id="merge", job=of("sft", stages.sft_merge))
             train >> sft_merge
 
@@ -74,13 +78,19 @@ def post_training(dag_id: str, *, recipe: str | None = None, schedule: str | Non
             ray_up >> submit >> wait >> ray_down
 
         with TaskGroup("merge"):
-            merge = SlurmSubmitOperator(task_id="run", job=of("merge", stages.merge), trigger_rule=AFTER_SKIPPED)
+            merge = SlurmSubmitOperator(
+                task_id="run", job=of("merge", stages.merge), trigger_rule=AFTER_SKIPPED
+            )
 
         with TaskGroup("upload"):
-            upload = HubUploadOperator(task_id="run", job=of("upload", stages.upload), trigger_rule=AFTER_SKIPPED)
+            upload = HubUploadOperator(
+                task_id="run", job=of("upload", stages.upload), trigger_rule=AFTER_SKIPPED
+            )
 
         # Runs whatever happened, and fails if anything did: so the run's state is right, and one log tells all.
-        summary = SummaryOperator(task_id="summary", trigger_rule="all_done", retries=0, on_failure_callback=None)
+        summary = SummaryOperator(
+            task_id="summary", trigger_rule="all_done", retries=0, on_failure_callback=None
+        )
 
         check >> prepare >> train
         sft_merge >> ray_up
@@ -107,7 +117,11 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             description="Where to train: a file in `include/clusters`. Empty: the recipe's.",
         ),
         "run_name": Param(
-            None, type=["null", "string"], maxLength=100, title="Run name", description="For W&B and the summary."
+            None,
+            type=["null", "string"],
+            maxLength=100,
+            title="Run name",
+            description="For W&B and the summary.",
         ),
         "base_model": Param(
             None,
@@ -145,7 +159,9 @@ def of(stage: Stage, make: Callable[[Plan], Made]) -> Callable[[Context], Made]:
     def made(context: Context) -> Made:
         plan = plan_of(context)
         if stage not in plan.stages:
-            raise AirflowSkipException(f"stage {stage!r} is not among this run's stages: {', '.join(plan.stages)}")
+            raise AirflowSkipException(
+                f"stage {stage!r} is not among this run's stages: {', '.join(plan.stages)}"
+            )
         return make(plan)
 
     return made

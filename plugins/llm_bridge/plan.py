@@ -107,7 +107,9 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str) -> Plan:
     recipe = load_recipe(form.recipe)
     cluster_name = form.cluster or recipe.cluster
     if cluster_name is None:
-        raise ConfigError(f"no cluster: choose one in the form, or set 'cluster' in include/recipes/{recipe.name}.yaml")
+        raise ConfigError(
+            f"no cluster: choose one in the form, or set 'cluster' in include/recipes/{recipe.name}.yaml"
+        )
     cluster = load_cluster(cluster_name)
     changes: dict[str, Any] = {}
     if form.base_model:
@@ -140,9 +142,13 @@ def _check(plan: Plan, cluster: Cluster) -> None:
                 f"gpus_per_node in include/recipes/{plan.recipe.name}.yaml and raise nodes instead"
             )
     if "upload" in plan.stages and not plan.recipe.hub.repo_id:
-        raise ConfigError(f"{where}: stage 'upload' needs repo_id, in the form or as hub.repo_id in the recipe")
+        raise ConfigError(
+            f"{where}: stage 'upload' needs repo_id, in the form or as hub.repo_id in the recipe"
+        )
     if "upload" in plan.stages and not {"sft", "merge"} & set(plan.stages):
-        raise ConfigError(f"{where}: stage 'upload' has no model to upload: choose 'merge' (PPO's) or 'sft' too")
+        raise ConfigError(
+            f"{where}: stage 'upload' has no model to upload: choose 'merge' (PPO's) or 'sft' too"
+        )
     if "merge" in plan.stages and "ppo" not in plan.stages:
         raise ConfigError(f"{where}: stage 'merge' makes PPO's model: choose 'ppo' too")
     if "ppo" in plan.stages and "upload" in plan.stages and "merge" not in plan.stages:

@@ -7,6 +7,7 @@ from typing import Any
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.load import load_cluster
 from llm_bridge.config.recipe import Stage
+from llm_bridge.hub.operators import upload_settings
 from llm_bridge.plan import Plan
 from llm_bridge.ray.operators import RayJob
 from llm_bridge.slurm.job import Resources, SlurmJob
@@ -90,8 +91,7 @@ def merge(plan: Plan) -> SlurmJob:
 def upload(plan: Plan) -> SlurmJob:
     """The final model to the Hub."""
     hub = plan.recipe.hub
-    settings = {"model_dir": plan.final_model, "repo_id": hub.repo_id, "private": hub.private}
-    return _job(plan, "upload", "upload", settings, hub=True)
+    return _job(plan, "upload", "upload", upload_settings(plan.final_model, hub.repo_id, hub.private), hub=True)
 
 
 def _training(plan: Plan) -> dict[str, Any]:

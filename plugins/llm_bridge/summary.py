@@ -71,8 +71,10 @@ class SummaryOperator(BaseOperator):
             self.log.warning("times are missing from the table: %s", error)
         return known
 
-    def _row(self, name: str, task: str, states: dict[str, str], slurm: dict[str, JobInfo], ti: Any) -> dict[str, Any]:
-        row = {"name": name, "state": states.get(task), "job_id": None, "queue_s": None, "run_s": None}
+    def _row(
+        self, name: str, task: str, states: dict[str, str], slurm: dict[str, JobInfo], ti: Any
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {"name": name, "state": states.get(task), "job_id": None, "queue_s": None, "run_s": None}
         if info := slurm.get(task):
             row |= {"job_id": info.job_id, "queue_s": info.queue_seconds, "run_s": info.run_seconds}
         elif task == ROWS["ppo"] and (submitted := ti.xcom_pull(task_ids="ppo.submit")):
@@ -87,4 +89,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     columns = ("name", "state", "job_id", "queue_s", "run_s")
     cells = [list(columns)] + [["" if row[c] is None else str(row[c]) for c in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,7 +61,7 @@ class Transport(Protocol):
         :raises LoginNodeUnreachable: no connection, or it broke before the command ended.
         """
 
-    def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+    def forward(self, host: str, port: int) -> AbstractAsyncContextManager[tuple[str, int]]:
         """``async with`` it: an address on this machine that leads to ``host:port`` as the login node sees it."""
 
     async def close(self) -> None:
@@ -107,7 +107,9 @@ class SshTransport:
             listener = await connection.forward_local_port("127.0.0.1", 0, host, port)
         except (asyncssh.Error, OSError) as error:
             self._connection = None
-            raise LoginNodeUnreachable(f"cannot forward to {host}:{port} through {self.conn_id!r}: {error}") from error
+            raise LoginNodeUnreachable(
+                f"cannot forward to {host}:{port} through {self.conn_id!r}: {error}"
+            ) from error
         try:
             yield "127.0.0.1", listener.get_port()
         finally:
@@ -145,7 +147,9 @@ class SshTransport:
                 f"the login node of {self.conn_id!r} refused the login ({error}): check user and key of the connection"
             ) from None
         except (asyncssh.KeyImportError, FileNotFoundError) as error:
-            raise ConfigError(f"the key or known_hosts file of connection {self.conn_id!r} is unusable: {error}") from None
+            raise ConfigError(
+                f"the key or known_hosts file of connection {self.conn_id!r} is unusable: {error}"
+            ) from None
         except (asyncssh.Error, OSError, TimeoutError) as error:
             raise LoginNodeUnreachable(
                 f"no SSH connection {self.conn_id!r}: {error or type(error).__name__}"
@@ -204,7 +208,9 @@ async def connect(cluster: Cluster) -> AsyncIterator[Transport]:
             await entry[0].close()
 
 
-async def checked(transport: Transport, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> str:
+async def checked(
+    transport: Transport, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60
+) -> str:
     """Standard output of ``argv``.
 
     :raises CommandFailed: it ended with a non-zero exit code.

@@ -34,7 +34,9 @@ def test_parsing_imports_no_heavy_library() -> None:
         "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -91,7 +93,9 @@ def test_a_wrong_key_in_the_alerts_file_is_named(tmp_path: Path, monkeypatch: py
 
     (tmp_path / "alerts.yaml").write_text("e-mail: {}\n")
     monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"include/alerts\.yaml(.|\n)*e-mail: no such key\. Allowed here: email, http"):
+    with pytest.raises(
+        ConfigError, match=r"include/alerts\.yaml(.|\n)*e-mail: no such key\. Allowed here: email, http"
+    ):
         on_failure()
 
 
@@ -102,7 +106,9 @@ def test_the_form_offers_recipes_clusters_and_stages(dags: dict[str, Any]) -> No
     assert list(params) == ["recipe", "cluster", "run_name", "base_model", "repo_id", "nodes", "stages"]
 
 
-def test_nightly_runs_come_from_the_recipes_schedule_one_at_a_time_and_begin_paused(dags: dict[str, Any]) -> None:
+def test_nightly_runs_come_from_the_recipes_schedule_one_at_a_time_and_begin_paused(
+    dags: dict[str, Any],
+) -> None:
     from llm_bridge.config.load import load_recipe
 
     dag = dags["nightly_post_training"]

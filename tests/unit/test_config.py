@@ -67,7 +67,9 @@ def test_several_mistakes_are_told_at_once(include: Path) -> None:
     assert "'cuda' or 'cpu'" in text
 
 
-@pytest.mark.parametrize("value", ["gpu; rm -rf /", "$(id)", "a b", "gpu\n#SBATCH --uid=0", "`id`", "グ", "'"])
+@pytest.mark.parametrize(
+    "value", ["gpu; rm -rf /", "$(id)", "a b", "gpu\n#SBATCH --uid=0", "`id`", "グ", "'"]
+)
 def test_a_partition_that_would_need_quoting_is_refused(include: Path, value: str) -> None:
     import yaml
 
@@ -77,7 +79,9 @@ def test_a_partition_that_would_need_quoting_is_refused(include: Path, value: st
 
 
 def test_an_unknown_name_lists_the_files_that_exist() -> None:
-    with pytest.raises(ConfigError, match=r"'\.\./\.\./etc/passwd' is not one of the clusters .* choose from .*local"):
+    with pytest.raises(
+        ConfigError, match=r"'\.\./\.\./etc/passwd' is not one of the clusters .* choose from .*local"
+    ):
         load_cluster("../../etc/passwd")
     with pytest.raises(ConfigError, match="tiny_cpu"):
         load_recipe("nope")
@@ -101,7 +105,11 @@ def test_two_ways_into_the_environment_are_refused(include: Path) -> None:
         ("sft", "model.strategy", "is called engine.strategy in today's verl"),
         ("sft", "model.partial_pretrain", "the recipe's base_model"),
         ("sft", "data.prompt_key", "'messages' column"),
-        ("ppo", "critic.model.fsdp_config.param_offload", "is called critic.fsdp.param_offload in today's verl"),
+        (
+            "ppo",
+            "critic.model.fsdp_config.param_offload",
+            "is called critic.fsdp.param_offload in today's verl",
+        ),
         ("ppo", "trainer.nnodes", "is set by llm-bridge from ppo.nodes"),
         ("ppo", "data.x=1 trainer.y", "is not a verl key"),
     ],
@@ -116,5 +124,9 @@ def test_a_verl_key_that_cannot_be_used_is_told_with_what_to_write(
 
 
 def test_verl_settings_may_be_nested_or_dotted(include: Path) -> None:
-    write(include, "recipes/mine.yaml", "base_model: a/b\nsft:\n  verl:\n    data: {max_length: 9}\n    optim.lr: 0.1\n")
+    write(
+        include,
+        "recipes/mine.yaml",
+        "base_model: a/b\nsft:\n  verl:\n    data: {max_length: 9}\n    optim.lr: 0.1\n",
+    )
     assert load_recipe("mine").sft.verl == {"data.max_length": 9, "optim.lr": 0.1}

@@ -23,7 +23,9 @@ def job(**changes: Any) -> SlurmJob:
 
 
 def test_the_jobs_own_resources_win_over_the_stages_and_the_clusters() -> None:
-    site = cluster(partition="all", mem="1G", time_limit="10", stages={"sft": {"partition": "gpu", "mem": "2G"}})
+    site = cluster(
+        partition="all", mem="1G", time_limit="10", stages={"sft": {"partition": "gpu", "mem": "2G"}}
+    )
     asked = dict(job(stage="sft", resources=Resources(mem="3G")).directives(site))
     assert (asked["mem"], asked["partition"], asked["time"]) == ("3G", "gpu", "10")
 
@@ -65,11 +67,13 @@ def test_the_sbatch_lines_of_a_users_script_come_after_ours_and_so_win() -> None
 
 
 def test_an_unknown_template_lists_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match=r"no job template include/jobs/nope\.sh\.j2: choose from batch, .*sft"):
+    with pytest.raises(
+        ConfigError, match=r"no job template include/jobs/nope\.sh\.j2: choose from batch, .*sft"
+    ):
         render(job(script=None, template="nope"), cluster(), "/w")
 
 
-NASTY = "it's $(touch /tmp/pwned) `id` \"x\" \\ ; & | グ"
+NASTY = 'it\'s $(touch /tmp/pwned) `id` "x" \\ ; & | グ'
 
 
 def test_whatever_is_in_the_settings_never_reaches_the_script() -> None:
@@ -81,7 +85,9 @@ def test_whatever_is_in_the_settings_never_reaches_the_script() -> None:
 def test_values_of_the_cluster_file_are_quoted_in_the_script(tmp_path: Any) -> None:
     text = render(job(), cluster(variables={"NASTY": NASTY}), str(tmp_path))
     line = next(line for line in text.splitlines() if line.startswith("export NASTY="))
-    done = subprocess.run(["bash", "-c", f'{line}; printf %s "$NASTY"'], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", f'{line}; printf %s "$NASTY"'], capture_output=True, text=True, check=True
+    )
     assert done.stdout == NASTY
 
 
@@ -106,8 +112,15 @@ def test_a_script_that_runs_leaves_its_exit_code_in_the_outcome_file(tmp_path: A
     for name, text in shipped.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
-    environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NAME": "x"}
-    done = subprocess.run(["bash", str(tmp_path / "script.sh")], env=environment, capture_output=True, text=True)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_JOB_NAME": "x",
+    }
+    done = subprocess.run(
+        ["bash", str(tmp_path / "script.sh")], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 3, done.stderr
     assert "working" in done.stdout
     assert '"exit_code": 3' in (tmp_path / "outcome.json").read_text()

@@ -8,7 +8,16 @@ import pytest
 
 from llm_bridge.keys import job_key, slug
 
-NASTY = ["a b", "$(reboot)", "x\ny", "モデル", "'; rm -rf /", "manual__2026-11-22T22:39:24+00:00", "../..", ""]
+NASTY = [
+    "a b",
+    "$(reboot)",
+    "x\ny",
+    "モデル",
+    "'; rm -rf /",
+    "manual__2026-11-22T22:39:24+00:00",
+    "../..",
+    "",
+]
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -28,6 +37,12 @@ def test_texts_that_would_look_alike_stay_apart() -> None:
 
 def test_the_key_is_the_same_for_the_same_attempt_and_different_for_any_other() -> None:
     base = ("dag", "run", "task", -1, 1)
-    others = [("dag2", *base[1:]), ("dag", "run2", *base[2:]), ("dag", "run", "t", -1, 1), (*base[:3], 0, 1), (*base[:4], 2)]
+    others = [
+        ("dag2", *base[1:]),
+        ("dag", "run2", *base[2:]),
+        ("dag", "run", "t", -1, 1),
+        (*base[:3], 0, 1),
+        (*base[:4], 2),
+    ]
     assert job_key(*base) == job_key(*base)
     assert len({job_key(*values) for values in [base, *others]}) == 6

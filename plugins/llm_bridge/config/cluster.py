@@ -55,10 +55,14 @@ class RaySettings(Strict):
     """How Ray sits on this cluster's nodes."""
 
     ready_minutes: float = Field(default=15, gt=0, description="deadline for every node to have joined")
-    object_store_gib: float | None = Field(default=None, gt=0, description="per node; Ray's default when empty")
+    object_store_gib: float | None = Field(
+        default=None, gt=0, description="per node; Ray's default when empty"
+    )
     cpus_per_node: Count | None = Field(default=None, description="Ray CPUs; the allocation's when empty")
     temp_dir: AbsolutePath = "/tmp/ray"
-    idle_minutes: float | None = Field(default=30, gt=0, description="ends itself after so long without a job")
+    idle_minutes: float | None = Field(
+        default=30, gt=0, description="ends itself after so long without a job"
+    )
 
 
 class HubSettings(Strict):

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from llm_bridge.config.values import Count, Memory, SlurmWord, Strict, Text, TimeLimit
 from llm_bridge.config.verl_keys import translate
 
-STAGES = ("prepare", "sft", "ppo", "merge", "upload")
 Stage = Literal["prepare", "sft", "ppo", "merge", "upload"]
+STAGES: tuple[Stage, ...] = ("prepare", "sft", "ppo", "merge", "upload")
 
 # Hub ids and absolute paths. The pattern keeps everything out that means something to a shell, hydra or a URL.
 ModelSource = Annotated[

@@ -41,7 +41,10 @@ SlurmWord = Annotated[
 # sbatch(1) --time: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s.
 TimeLimit = Annotated[
     str,
-    Field(pattern=r"^([0-9]+|[0-9]+:[0-9]{2}|[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2}){0,2})$", description="such as 1-12:00:00"),
+    Field(
+        pattern=r"^([0-9]+|[0-9]+:[0-9]{2}|[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2}){0,2})$",
+        description="such as 1-12:00:00",
+    ),
 ]
 
 # sbatch(1) --mem: a number of MiB or with a unit; 0 asks for all of a node's memory.

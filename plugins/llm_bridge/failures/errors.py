@@ -67,7 +67,9 @@ def _ray_sentence(event: dict[str, Any], target: dict[str, Any]) -> str:
         text += f"\nLog of the Ray cluster: {target['directory']}/output.log"
     elif job:
         text += f"ended {event['status']}"
-        details = [f"{name} {job[name]}" for name in ("error_type", "driver_exit_code") if job.get(name) is not None]
+        details = [
+            f"{name} {job[name]}" for name in ("error_type", "driver_exit_code") if job.get(name) is not None
+        ]
         text += f" ({', '.join(details)})" if details else ""
         text += f"\nRay says: {job['message'].strip()[-1500:]}" if job.get("message") else ""
     else:

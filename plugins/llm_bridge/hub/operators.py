@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _FINAL_EXIT_CODES = {2, 3}
 
 
+def upload_settings(model_dir: str | None, repo_id: str | None, private: bool) -> dict[str, Any]:
+    """The settings of ``include/jobs/upload.py``; a job's working directory is its attempt's directory."""
+    return {"model_dir": model_dir, "repo_id": repo_id, "private": private, "result": "result.json"}
+
+
 class HubUploadOperator(SlurmSubmitOperator):
     """Upload a model folder to the Hub: as a Slurm job on the cluster where it lies, or from this worker.
 
@@ -75,7 +80,7 @@ class HubUploadOperator(SlurmSubmitOperator):
         values = {
             "cluster": self.cluster,
             "template": "upload",
-            "settings": {"model_dir": self.model_dir, "repo_id": self.repo_id, "private": self.private},
+            "settings": upload_settings(self.model_dir, self.repo_id, self.private),
             "directory": task_directory(self.cluster, context),
             "secrets": {"hub": self.hub_conn_id},
         }
@@ -90,13 +95,15 @@ class HubUploadOperator(SlurmSubmitOperator):
             environment["HF_ENDPOINT"] = connection.host
         with tempfile.TemporaryDirectory() as folder:
             settings, result = Path(folder, "settings.json"), Path(folder, "result.json")
-            values = {"model_dir": self.model_dir, "repo_id": self.repo_id, "private": self.private, "result": str(result)}
-            settings.write_text(json.dumps(values), encoding="utf-8")
+            values = upload_settings(self.model_dir, self.repo_id, self.private)
+            settings.write_text(json.dumps(values | {"result": str(result)}), encoding="utf-8")
             argv = [sys.executable, str(include_dir() / "jobs" / "upload.py"), "--settings", str(settings)]
             done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
             for line in (done.stdout + done.stderr).splitlines():
                 self.log.info("%s", line)
             if done.returncode:
                 kind = AirflowFailException if done.returncode in _FINAL_EXIT_CODES else AirflowException
-                raise kind(f"upload of {self.model_dir} to {self.repo_id} failed: {done.stderr.strip()[-2000:]}")
+                raise kind(
+                    f"upload of {self.model_dir} to {self.repo_id} failed: {done.stderr.strip()[-2000:]}"
+                )
             return json.loads(result.read_text(encoding="utf-8"))

@@ -44,7 +44,9 @@ class RayTarget:
 
     def __post_init__(self) -> None:
         if bool(self.address) == bool(self.cluster and self.directory):
-            raise ValueError("give either a Ray dashboard's address, or cluster, job_id and directory of a Slurm job")
+            raise ValueError(
+                "give either a Ray dashboard's address, or cluster, job_id and directory of a Slurm job"
+            )
 
 
 class RayClient:
@@ -88,7 +90,9 @@ class RayClient:
     async def follow_logs(self, submission_id: str) -> AsyncIterator[str]:
         """The driver's output from its beginning, then as it is written; ends with the job."""
         try:
-            async with self._session.ws_connect(f"/api/jobs/{submission_id}/logs/tail", max_msg_size=0) as socket:
+            async with self._session.ws_connect(
+                f"/api/jobs/{submission_id}/logs/tail", max_msg_size=0
+            ) as socket:
                 async for message in socket:
                     if message.type is aiohttp.WSMsgType.TEXT:
                         yield message.data
@@ -100,7 +104,9 @@ class RayClient:
             async with self._session.request(method, path, **options) as response:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RayUnreachable(f"Ray's dashboard does not answer: {error or type(error).__name__}") from error
+            raise RayUnreachable(
+                f"Ray's dashboard does not answer: {error or type(error).__name__}"
+            ) from error
         try:
             return response.status, json.loads(text)
         except ValueError:
@@ -125,7 +131,11 @@ async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
     if target.address:
         from airflow.sdk import BaseHook
 
-        token = (await asyncio.to_thread(BaseHook.get_connection, target.conn_id)).password if target.conn_id else None
+        token = (
+            (await asyncio.to_thread(BaseHook.get_connection, target.conn_id)).password
+            if target.conn_id
+            else None
+        )
         async with _session(target.address, token) as client:
             yield client
         return
@@ -137,11 +147,15 @@ async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
             dashboard = json.loads(await slurm.read(f"{target.directory}/cluster.json"))["dashboard"]
             token = (await slurm.read(f"{target.directory}/ray_token")).strip()
         except CommandFailed as error:
-            raise RayUnreachable(f"the Ray cluster of Slurm job {target.job_id} has no address: {error}") from error
+            raise RayUnreachable(
+                f"the Ray cluster of Slurm job {target.job_id} has no address: {error}"
+            ) from error
         where = urlsplit(dashboard)
-        async with transport.forward(where.hostname or "", where.port or 80) as (host, port):
-            async with _session(f"http://{host}:{port}", token) as client:
-                yield client
+        async with (
+            transport.forward(where.hostname or "", where.port or 80) as (host, port),
+            _session(f"http://{host}:{port}", token) as client,
+        ):
+            yield client
 
 
 @asynccontextmanager

@@ -116,17 +116,22 @@ class RaySubmitJobOperator(BaseOperator):
             submission_id = self._key(context, number)
             directory = f"{job.directory}/ray-{number}" if job.directory else None
             if not found:
-                context["task_state_store"].set(STORE_KEY, {"number": number, "clear_number": clear_number(context)})
+                context["task_state_store"].set(
+                    STORE_KEY, {"number": number, "clear_number": clear_number(context)}
+                )
                 command = await self._command(job, directory)
                 found = not await client.submit(
-                    submission_id, shlex.join(command), runtime_env=job.runtime_env, metadata={"llm_bridge": submission_id}
+                    submission_id,
+                    shlex.join(command),
+                    runtime_env=job.runtime_env,
+                    metadata={"llm_bridge": submission_id},
                 )
             self.log.info("%s Ray job %s", "found" if found else "submitted", submission_id)
         return {"submission_id": submission_id, "attempt_directory": directory, **target}
 
     async def _choose_attempt(self, context: Context, client: RayClient) -> tuple[int, bool]:
         """The number of the attempt, and whether Ray has its job already."""
-        last = context["task_state_store"].get(STORE_KEY) or {}
+        last: Any = context["task_state_store"].get(STORE_KEY) or {}
         number = last.get("number", 1)
         cleared = bool(last) and last["clear_number"] != clear_number(context)
         while job := await client.job(self._key(context, number)):

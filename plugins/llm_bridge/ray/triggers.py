@@ -33,7 +33,11 @@ class RayJobTrigger(BaseTrigger):
     """
 
     def __init__(
-        self, target: dict[str, Any], submission_id: str, poll_seconds: float = 15, deadline: float | None = None
+        self,
+        target: dict[str, Any],
+        submission_id: str,
+        poll_seconds: float = 15,
+        deadline: float | None = None,
     ) -> None:
         super().__init__()
         self.target = target
@@ -57,11 +61,15 @@ class RayJobTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         began = time.monotonic()
         try:
-            async with asyncio.timeout(None if self.deadline is None else max(0.0, self.deadline - time.time())):
+            async with asyncio.timeout(
+                None if self.deadline is None else max(0.0, self.deadline - time.time())
+            ):
                 event = await self.outcome()
         except TimeoutError:
             await self._stop()
-            event = self._payload("TIMEOUT", notice="the task's time limit has passed; the Ray job was stopped")
+            event = self._payload(
+                "TIMEOUT", notice="the task's time limit has passed; the Ray job was stopped"
+            )
         await asyncio.sleep(max(0.0, began + EARLIEST_EVENT_SECONDS - time.monotonic()))
         yield TriggerEvent(event)
 

@@ -37,7 +37,7 @@ class Attempt:
 
 def stored(context: Context) -> Attempt | None:
     """What an earlier try of this task wrote down, if anything."""
-    values = context["task_state_store"].get(STORE_KEY)
+    values: Any = context["task_state_store"].get(STORE_KEY)
     return Attempt(**values) if isinstance(values, Mapping) else None
 
 

@@ -72,7 +72,9 @@ class SlurmClient:
         self.cluster = cluster
         self.transport = transport
 
-    async def submit(self, job: SlurmJob, directory: str, key: str, secrets: dict[str, str]) -> tuple[str, bool]:
+    async def submit(
+        self, job: SlurmJob, directory: str, key: str, secrets: dict[str, str]
+    ) -> tuple[str, bool]:
         """Submit ``job`` once; the same ``directory`` and ``key`` always mean the same job.
 
         :param directory: the attempt's directory, absolute.
@@ -110,7 +112,10 @@ class SlurmClient:
 
         :raises ConfigError: it could not.
         """
-        options = [f"--{name}" if value is None else f"--{name}={value}" for name, value in job.directives(self.cluster)]
+        options = [
+            f"--{name}" if value is None else f"--{name}={value}"
+            for name, value in job.directives(self.cluster)
+        ]
         argv = ["sbatch", "--test-only", *options]
         done = await self.transport.run(argv, stdin=b"#!/bin/sh\ntrue\n", timeout=SLURM_SECONDS)
         if done.code:
@@ -126,7 +131,10 @@ class SlurmClient:
         if done.code and "Invalid job id" not in done.stderr:
             raise CommandFailed(argv, done)
         rows = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 3)
-        return {i: JobInfo(i, state, reason="" if why == "None" else why, nodes=nodes) for i, state, why, nodes in rows}
+        return {
+            i: JobInfo(i, state, reason="" if why == "None" else why, nodes=nodes)
+            for i, state, why, nodes in rows
+        }
 
     async def details(self, job_id: str) -> JobInfo | None:
         """Everything about one job, from slurmctld and, when that has forgotten it, from accounting.
@@ -139,7 +147,8 @@ class SlurmClient:
         if "Invalid job id" not in done.stderr:
             raise CommandFailed(["scontrol", "show", "job"], done)
         done = await self.transport.run(
-            ["sacct", "-X", "-n", "-P", "-S", "now-30days", "-o", _SACCT_FIELDS, "-j", job_id], timeout=SLURM_SECONDS
+            ["sacct", "-X", "-n", "-P", "-S", "now-30days", "-o", _SACCT_FIELDS, "-j", job_id],
+            timeout=SLURM_SECONDS,
         )
         rows = done.stdout.splitlines()
         return _from_sacct(rows[-1]) if done.code == 0 and rows else None

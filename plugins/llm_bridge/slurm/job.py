@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from llm_bridge.config.cluster import Cluster
 
 # What llm-bridge itself decides; two answers to one question would be a puzzle for the reader.
-_RESERVED = {"job-name", "output", "error", "comment", "open-mode", "parsable", "wait", "array", "chdir", "wrap"}
+_RESERVED = {
+    "job-name",
+    "output",
+    "error",
+    "comment",
+    "open-mode",
+    "parsable",
+    "wait",
+    "array",
+    "chdir",
+    "wrap",
+}
 
 
 class Resources(Strict):
@@ -75,7 +86,9 @@ class SlurmJob(Strict):
         if self.template is not None and "/" in self.template:
             raise ValueError("template is a file name in include/jobs, without a folder")
         if self.script is not None and not self.script.startswith("#!"):
-            raise ValueError("script must begin with an interpreter line such as #!/bin/bash (sbatch insists)")
+            raise ValueError(
+                "script must begin with an interpreter line such as #!/bin/bash (sbatch insists)"
+            )
         return self
 
     def directives(self, cluster: Cluster) -> list[tuple[str, str | None]]:
@@ -108,7 +121,9 @@ class SlurmJob(Strict):
             given.append(("nodelist", choose("nodelist")))
         if own.gpus_per_node:
             gres = cluster.gpu_request == "gres"
-            given.append(("gres", f"gpu:{own.gpus_per_node}") if gres else ("gpus-per-node", own.gpus_per_node))
+            given.append(
+                ("gres", f"gpu:{own.gpus_per_node}") if gres else ("gpus-per-node", own.gpus_per_node)
+            )
         options: list[tuple[str, str | None]] = [(name, str(v)) for name, v in given if v is not None]
         if own.exclusive:
             options.append(("exclusive", None))

@@ -45,7 +45,8 @@ class SlurmSubmitOperator(BaseOperator):
 
     :param cluster: name of a file in ``include/clusters``. (templated)
     :param script: text of a batch script; its leading ``#SBATCH`` lines are honoured. (templated)
-    :param sbatch: what to ask of Slurm, the fields of :class:`~llm_bridge.slurm.job.Resources`; with ``script``. (templated)
+    :param sbatch: what to ask of Slurm for ``script``: the fields of
+        :class:`~llm_bridge.slurm.job.Resources`. (templated)
     :param job: instead of the three above, a :class:`~llm_bridge.slurm.job.SlurmJob`, or a callable that makes
         one from the task's context when the task runs.
     :param wait: False returns as soon as the job is submitted; wait with ``SlurmJobSensor``.
@@ -91,7 +92,9 @@ class SlurmSubmitOperator(BaseOperator):
         attempt, info = asyncio.run(self._submit(context, job))
         assert attempt.job_id
         self._submitted = (job.cluster, attempt.job_id)
-        context["ti"].xcom_push(key="slurm_job", value={"job_id": attempt.job_id, "directory": attempt.directory})
+        context["ti"].xcom_push(
+            key="slurm_job", value={"job_id": attempt.job_id, "directory": attempt.directory}
+        )
         if not self.wait:
             return {"job_id": attempt.job_id, "cluster": job.cluster, "directory": attempt.directory}
         trigger = SlurmJobTrigger(
@@ -168,14 +171,18 @@ class SlurmSubmitOperator(BaseOperator):
         info = await client.details(last.job_id) if last.job_id else None
         if last.clear_number != attempts.clear_number(context):
             # Also an attempt whose id was never written down may have a job: look it up by its directory.
-            ids = {a["job_id"] for a in await client.attempts(job.directory)} | ({last.job_id} - {None})
+            ids = {submitted["job_id"] for submitted in await client.attempts(job.directory)}
             if left := await cancel_and_wait(job.cluster, sorted(ids)) if ids else []:
-                raise AirflowException(f"the task was cleared, but Slurm job {', '.join(left)} has not ended yet")
+                raise AirflowException(
+                    f"the task was cleared, but Slurm job {', '.join(left)} has not ended yet"
+                )
             self.log.info("the run was cleared: attempt %d is over, the next one begins", last.number)
             return attempts.following(context, job.directory, last), None
         if attempts.goes_on(last, info, service=self.ready_file is not None):
             if info:
-                self.log.info("found Slurm job %s of attempt %d: it %s", info.job_id, last.number, info.meaning.meaning)
+                self.log.info(
+                    "found Slurm job %s of attempt %d: it %s", info.job_id, last.number, info.meaning.meaning
+                )
             return last, info
         assert info
         self.log.info("attempt %d (Slurm job %s) %s", last.number, info.job_id, state_of(info.state).meaning)
@@ -198,7 +205,9 @@ class SlurmCancelOperator(BaseOperator):
 
     ui_color = "#f0e4d4"
 
-    def __init__(self, *, stage: Callable[[Context], tuple[str, str]], patience: float = 120, **kwargs: Any) -> None:
+    def __init__(
+        self, *, stage: Callable[[Context], tuple[str, str]], patience: float = 120, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.patience = patience
@@ -217,8 +226,8 @@ class SlurmCancelOperator(BaseOperator):
                 return []
             if left := await cancel_and_wait(cluster_name, ids, self.patience):
                 raise AirflowException(
-                    f"Slurm job {', '.join(left)} on cluster {cluster_name!r} has not ended {self.patience:.0f} s after "
-                    "scancel: look at it with `scontrol show job`, it may hold GPUs"
+                    f"Slurm job {', '.join(left)} on cluster {cluster_name!r} has not ended {self.patience:.0f} s "
+                    "after scancel: look at it with `scontrol show job`, it may hold GPUs"
                 )
             self.log.info("gone: Slurm job %s", ", ".join(ids))
             return ids
@@ -238,6 +247,8 @@ def _secrets(job: SlurmJob) -> dict[str, str]:
     for name, conn_id in job.secrets.items():
         password = BaseHook.get_connection(conn_id).password
         if not password:
-            raise ConfigError(f"connection {conn_id!r} has no password: put the token there, the job needs it as {name!r}")
+            raise ConfigError(
+                f"connection {conn_id!r} has no password: put the token there, the job needs it as {name!r}"
+            )
         values[name] = password
     return values

@@ -32,7 +32,9 @@ def render(job: SlurmJob, cluster: Cluster, directory: str) -> str:
     try:
         template = environment.get_template(name)
     except jinja2.TemplateNotFound:
-        known = ", ".join(sorted(f.name.removesuffix(".sh.j2") for f in (include_dir() / "jobs").glob("*.sh.j2")))
+        known = ", ".join(
+            sorted(f.name.removesuffix(".sh.j2") for f in (include_dir() / "jobs").glob("*.sh.j2"))
+        )
         raise ConfigError(f"there is no job template include/jobs/{name}: choose from {known}") from None
     return template.render(job=job, cluster=cluster, directory=directory)
 

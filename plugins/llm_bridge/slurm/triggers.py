@@ -71,7 +71,9 @@ class SlurmJobTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         began = time.monotonic()
         try:
-            async with asyncio.timeout(None if self.deadline is None else max(0.0, self.deadline - time.time())):
+            async with asyncio.timeout(
+                None if self.deadline is None else max(0.0, self.deadline - time.time())
+            ):
                 event = await self.outcome()
         except TimeoutError:
             event = await self._too_late()
@@ -83,7 +85,9 @@ class SlurmJobTrigger(BaseTrigger):
         files = ("result.json", "reason.json", *([self.ready_file] if self.ready_file else []))
         found: dict[str, Any] = {}
         tail = Tail()
-        async for update in watcher_for(load_cluster(self.cluster)).follow(self.job_id, self.directory, files):
+        async for update in watcher_for(load_cluster(self.cluster)).follow(
+            self.job_id, self.directory, files
+        ):
             for line in tail.add(update.log):
                 self.log.info("%s", line)
             self._tell(update)
@@ -152,7 +156,7 @@ async def task_state(trigger: BaseTrigger) -> str | None:
     """What the API says of the task that ``trigger`` waits for; None while it has no state."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-    ti = trigger.task_instance
+    ti: Any = trigger.task_instance
     states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
         dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
     )

@@ -108,7 +108,8 @@ class Watcher:
     async def _tick(self, client: SlurmClient) -> None:
         jobs = {f"{n}": job for n, job in enumerate(self._jobs)}
         request = {
-            n: {"directory": job.directory, "offset": job.offset, "files": list(job.files)} for n, job in jobs.items()
+            n: {"directory": job.directory, "offset": job.offset, "files": list(job.files)}
+            for n, job in jobs.items()
         }
         news = await client.watch(request, MAX_LOG_BYTES)
         due = time.monotonic() >= self._states_due
@@ -148,7 +149,10 @@ class Watcher:
             return None  # COMPLETING, or requeued after its outcome was written
         if outcome:  # Slurm has forgotten the job; its own word is left
             state = "FAILED" if outcome["exit_code"] else "COMPLETED"
-            return Update(info=JobInfo(job.job_id, state, exit_code=outcome["exit_code"], ended=outcome["ended"]), ended=True)
+            return Update(
+                info=JobInfo(job.job_id, state, exit_code=outcome["exit_code"], ended=outcome["ended"]),
+                ended=True,
+            )
         if job.unknown_since and time.monotonic() - job.unknown_since > LOST_SECONDS:
             return Update(
                 notice=f"neither slurmctld nor accounting has known job {job.job_id} for {LOST_SECONDS:.0f} s, "

@@ -63,8 +63,8 @@ def preflight(settings: Settings) -> None:
         if done.returncode:
             raise LocalClusterError(
                 f"this kernel or container does not allow {feature}: `{' '.join([*NAMESPACES, *command])}`"
-                f" says: {done.stderr.strip()}. In a container, start it with --privileged; else use a virtual"
-                " machine."
+                f" says: {done.stderr.strip()}. In a container, start it with --privileged; else use a"
+                " virtual machine."
             )
 
 
@@ -94,6 +94,6 @@ def _check_folder(state_dir: Path) -> None:
     for folder in state_dir.parents:
         if folder.exists() and not folder.stat().st_mode & 0o001:
             raise LocalClusterError(
-                f"plain users cannot enter {folder}, so jobs could not reach {state_dir}: set LLM_BRIDGE_HOME to"
-                " a folder that they can, e.g. /var/tmp/llm-bridge"
+                f"plain users cannot enter {folder}, so jobs could not reach {state_dir}: set"
+                " LLM_BRIDGE_HOME to a folder that they can, e.g. /var/tmp/llm-bridge"
             )

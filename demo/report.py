@@ -1,0 +1,101 @@
+"""What a run of the demo came to: build/demo/report.json, and the summary on the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from demo.failures import Failure
+from demo.stages import Row
+
+COLOURS = {"done": "green", "failed": "red", "upstream failed": "red", "skipped": "dim", "running": "yellow"}
+
+
+def build(
+    rows: list[dict[str, Any]],
+    model: dict[str, Any] | None,
+    wall_s: float,
+    *,
+    failure: Failure | None = None,
+    error: str | None = None,
+    peak_bytes: int = 0,
+    **more: Any,
+) -> dict[str, Any]:
+    """The report.
+
+    Args:
+        rows: `{"name", "state", "job_id", "queue_s", "run_s"}` of each stage.
+        model: `{"repo_id", "revision", "files", "verified"}`; None without one.
+        wall_s: seconds that the demo took, installation excluded.
+        failure: the task that broke the run.
+        error: what else went wrong.
+        peak_bytes: most memory used at once by all processes.
+        more: further keys.
+    """
+    keys = ("name", "state", "job_id", "queue_s", "run_s")
+    report: dict[str, Any] = {
+        "stages": [{key: row.get(key) for key in keys} for row in rows],
+        "model": model or {"repo_id": None, "revision": None, "files": [], "verified": False},
+        "wall_s": round(wall_s, 1),
+    }
+    if peak_bytes:
+        report["peak_memory_gib"] = round(peak_bytes / 2**30, 2)
+    if failure:
+        report["failure"] = {
+            "task": failure.task_id,
+            "log": str(failure.log) if failure.log else None,
+            "cause": "\n".join(failure.cause),
+        }
+    if error:
+        report["error"] = error
+    return report | more
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write it in one piece: whoever reads it never sees half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def final_rows(rows: list[Row], summary: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What the run's summary task found out (Slurm's own times), or else what was seen on the way."""
+    seen = {row.name: row.reported() for row in rows}
+    for stage in (summary or {}).get("stages", []):
+        known = {key: value for key, value in stage.items() if value is not None}
+        seen[stage["name"]] = {**seen.get(stage["name"], {}), **known}
+    return list(seen.values())
+
+
+def table(rows: list[Row], width: int, title: str = "", with_log: bool = True) -> Table:
+    """The stages as a table that fits `width` columns."""
+    shown = Table(title=title, title_justify="left", title_style="", expand=False, pad_edge=False)
+    shown.add_column("stage", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("job", no_wrap=True, max_width=24 if with_log else None, overflow="ellipsis")
+    shown.add_column("queue s", justify="right", no_wrap=True)
+    shown.add_column("run s", justify="right", no_wrap=True)
+    if with_log:
+        rest = max(16, width - 66)
+        shown.add_column("newest line of the log", no_wrap=True, overflow="ellipsis", max_width=rest)
+    for row in rows:
+        colour = COLOURS.get(row.word, "")
+        state = f"[{colour}]{row.word}[/]" if colour else row.word
+        cells = (row.name, state, row.job_id or "", _seconds(row.queue_s), _seconds(row.run_s))
+        shown.add_row(*cells, *([_plain(row.detail)] if with_log else []))
+    return shown
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _plain(text: str) -> str:
+    """A log line may hold what rich takes for its own markup, or control characters."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return printable.replace("[", "\\[")

@@ -1,0 +1,97 @@
+"""Follow a run on the screen: a live table on a terminal, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.live import Live
+
+from demo.airflow_api import ENDED, ApiError
+from demo.report import table
+from demo.services import DemoError
+from demo.stages import Row, Stages
+
+EVERY = 1.5
+
+
+def follow(stages: Stages, console: Console, timeout: float, heading: str) -> tuple[str, list[Row]]:
+    """Show the run until it has ended; returns its state and the last rows.
+
+    Args:
+        stages: the run.
+        console: where to.
+        timeout: seconds.
+        heading: first line of the table.
+
+    Raises:
+        DemoError: it has not ended in time, or Airflow is gone.
+    """
+    begin = time.monotonic()
+    if not console.is_terminal:
+        return _until_ended(stages, timeout, Lines(console, begin))
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def draw(rows: list[Row], others: list[tuple[str, str]]) -> None:
+            busy = ", ".join(f"{name} {state}" for name, state in others if state in ("running", "failed"))
+            title = f"{heading}   {time.monotonic() - begin:.0f} s   {busy}"
+            live.update(table(rows, console.width, title))
+
+        return _until_ended(stages, timeout, draw)
+
+
+class Lines:
+    """One line for each change of a stage's or task's state."""
+
+    def __init__(self, console: Console, begin: float) -> None:
+        self.console = console
+        self.begin = begin
+        self.shown: dict[str, object] = {}
+
+    def __call__(self, rows: list[Row], others: list[tuple[str, str]]) -> None:
+        for row in rows:
+            text = row.word
+            if row.job_id and row.word:
+                text += f"  job {row.job_id}"
+                if row.state in ("success", "failed"):
+                    text += f"  queued {row.queue_s or 0:.1f} s, ran {row.run_s or 0:.1f} s"
+            key = (row.word, row.job_id)
+            self._line(row.name, key, text)
+        for name, state in others:
+            if state == "failed":
+                self._line(name, state, state)
+
+    def _line(self, name: str, key: object, text: str) -> None:
+        if text and self.shown.get(name) != key:
+            self.shown[name] = key
+            seconds = time.monotonic() - self.begin
+            self.console.print(f"{seconds:6.0f} s  {name:<12} {text}", markup=False, highlight=False)
+
+
+def _until_ended(
+    stages: Stages, timeout: float, draw: Callable[[list[Row], list[tuple[str, str]]], None]
+) -> tuple[str, list[Row]]:
+    deadline = time.monotonic() + timeout
+    silent_since: float | None = None
+    while True:
+        try:
+            state = stages.api.run_state(stages.dag_id, stages.run_id)
+            rows = stages.look()
+            silent_since = None
+        except ApiError as error:
+            # A busy machine: the API server may need a moment.
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > 60:
+                raise DemoError(f"Airflow has not answered for a minute: {error}") from error
+            time.sleep(EVERY)
+            continue
+        draw(rows, [(task["task_id"], str(task["state"])) for task in stages.other_tasks()])
+        if state in ENDED:
+            return state, rows
+        if time.monotonic() > deadline:
+            late = ", ".join(row.name for row in rows if row.state == "deferred") or "no stage"
+            raise DemoError(
+                f"the run has not ended after {timeout:.0f} s; {late} is running. It goes on in Airflow"
+            )
+        time.sleep(EVERY)

@@ -1,0 +1,145 @@
+"""The rows of the demo's table, made from what Airflow's API says and from the files that jobs write."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from demo.airflow_api import AirflowApi
+from demo.failures import last_line
+
+# Row -> the task that it shows, as in llm_bridge.summary (importing that costs 5 s: it imports Airflow).
+TASKS = {
+    "prepare": "prepare.run",
+    "sft": "sft.train",
+    "sft merge": "sft.merge",
+    "ray cluster": "ppo.ray_up",
+    "ppo": "ppo.wait",
+    "merge": "merge.run",
+    "upload": "upload.run",
+}
+PPO, PPO_SUBMIT = "ppo.wait", "ppo.submit"
+ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
+# Airflow's words that would mislead here.
+WORDS = {None: "", "scheduled": "starting", "queued": "starting", "deferred": "running", "success": "done"}
+
+
+@dataclass
+class Row:
+    """One stage.
+
+    Attributes:
+        name: stage.
+        state: Airflow's word for the task's state; None before it is scheduled.
+        job_id: Slurm job id or Ray submission id.
+        queue_s: seconds in Slurm's queue so far.
+        run_s: seconds of running so far.
+        waiting: the job is in the queue.
+        detail: newest line of the task's log.
+    """
+
+    name: str
+    state: str | None = None
+    job_id: str | None = None
+    queue_s: float | None = None
+    run_s: float | None = None
+    waiting: bool = False
+    detail: str = ""
+
+    @property
+    def word(self) -> str:
+        """The state as shown to people."""
+        if self.waiting and self.state not in ENDED:
+            return "queued"
+        return WORDS.get(self.state, str(self.state).replace("_", " "))
+
+    def reported(self) -> dict[str, Any]:
+        """As in report.json."""
+        return {key: asdict(self)[key] for key in ("name", "state", "job_id", "queue_s", "run_s")}
+
+
+class Stages:
+    """Follows one run.
+
+    Args:
+        api: of the Airflow that runs it.
+        dag_id, run_id: which run.
+        logs: gives the log files of a task.
+    """
+
+    def __init__(self, api: AirflowApi, dag_id: str, run_id: str, logs: Any) -> None:
+        self.api = api
+        self.dag_id, self.run_id = dag_id, run_id
+        self.logs = logs
+        self.tasks: list[dict[str, Any]] = []
+        self._jobs: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def look(self) -> list[Row]:
+        """Ask again; returns the rows."""
+        self.tasks = self.api.tasks(self.dag_id, self.run_id)
+        by_id = {task["task_id"]: task for task in self.tasks}
+        return [self._row(name, by_id.get(task_id, {})) for name, task_id in TASKS.items()]
+
+    def other_tasks(self) -> list[dict[str, Any]]:
+        """Tasks without a row of their own (check, ray_down, ...)."""
+        return [task for task in self.tasks if task["task_id"] not in TASKS.values()]
+
+    def _row(self, name: str, task: dict[str, Any]) -> Row:
+        row = Row(name, state=task.get("state"))
+        if not task.get("start_date"):
+            return row
+        job = self._job(task)
+        row.job_id = job.get("job_id")
+        if directory := job.get("directory"):
+            row.queue_s, row.run_s, row.waiting = times(Path(directory))
+        elif row.job_id:
+            # A Ray job has no queue of its own: it waited with its cluster.
+            row.queue_s, row.run_s = 0.0, _seconds(task)
+        row.detail = last_line(self.logs(task["task_id"]))
+        return row
+
+    def _job(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Job id and directory as the task stored them; asked for once a try."""
+        task_id = task["task_id"]
+        known = (task_id, task.get("try_number") or 0)
+        if known not in self._jobs:
+            if task_id == PPO:
+                submitted = self.api.xcom(self.dag_id, self.run_id, PPO_SUBMIT) or {}
+                job = {"job_id": submitted.get("submission_id")}
+            else:
+                job = self.api.xcom(self.dag_id, self.run_id, task_id, "slurm_job") or {}
+            if not job.get("job_id"):
+                return {}
+            self._jobs[known] = job
+        return self._jobs[known]
+
+
+def times(attempt: Path) -> tuple[float | None, float | None, bool]:
+    """Queue seconds, run seconds so far, and whether the job still queues; from the files of an attempt's directory."""
+    try:
+        submitted = (attempt / "job_id").stat().st_mtime
+    except OSError:
+        return None, None, False
+    started, ended = _read(attempt / "started.json"), _read(attempt / "outcome.json")
+    if "started" not in started:
+        return round(time.time() - submitted, 1), None, True
+    begin = started["started"]
+    return round(max(0.0, begin - submitted), 1), round((ended.get("ended") or time.time()) - begin, 1), False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _seconds(task: dict[str, Any]) -> float:
+    from datetime import UTC, datetime
+
+    begin = datetime.fromisoformat(task["start_date"])
+    end = datetime.fromisoformat(task["end_date"]) if task.get("end_date") else datetime.now(UTC)
+    return round((end - begin).total_seconds(), 1)

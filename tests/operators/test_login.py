@@ -1,0 +1,142 @@
+"""The way to the login node: what is wrong with it is told in one sentence, and a broken one is no verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_bridge.config.cluster import Cluster
+from llm_bridge.config.errors import ConfigError
+from llm_bridge.transport import LocalTransport, LoginNodeUnreachable, connect
+
+NASTY = ["it's", "$(touch /tmp/pwned)", '"', "a\nb", "`id`", "グ", "*", "-n", ""]
+
+
+@pytest.fixture
+def cluster(site: dict[str, Any]) -> Cluster:
+    return Cluster(name="test", **site)
+
+
+def run(cluster: Cluster, *argv: str, stdin: bytes = b"", timeout: float = 20) -> Any:
+    async def once() -> Any:
+        async with connect(cluster) as transport:
+            return await transport.run(argv, stdin=stdin, timeout=timeout)
+
+    return asyncio.run(once())
+
+
+def test_arguments_arrive_as_they_were_given_and_no_shell_reads_them(cluster: Cluster, slurm: Any) -> None:
+    done = run(cluster, "/usr/bin/python3", "-c", "import json, sys; print(json.dumps(sys.argv[1:]))", *NASTY)
+    assert json.loads(done.stdout) == NASTY
+    assert slurm.run("login", ["test", "-e", "/tmp/pwned"]).returncode != 0
+
+
+def test_exit_code_and_both_outputs_come_back(cluster: Cluster) -> None:
+    done = run(cluster, "sh", "-c", "cat; echo err >&2; exit 7", stdin="グ".encode())
+    assert (done.code, done.stdout, done.stderr) == (7, "グ", "err\n")
+
+
+def test_a_session_that_is_killed_in_the_middle_is_not_read_as_success(cluster: Cluster) -> None:
+    """The provider's own run_command gives exit code 0 here."""
+    with pytest.raises(LoginNodeUnreachable, match="in the middle of"):
+        run(cluster, "sh", "-c", "kill -9 $PPID $$")
+
+
+def test_a_command_without_an_answer_is_given_up(cluster: Cluster) -> None:
+    with pytest.raises(LoginNodeUnreachable, match="no answer within 1 s"):
+        run(cluster, "sleep", "30", timeout=1)
+
+
+def test_thirty_commands_at_once_share_one_connection(cluster: Cluster) -> None:
+    """sshd's MaxSessions is 10."""
+
+    async def many() -> Any:
+        async with connect(cluster) as transport:
+            return await asyncio.gather(*(transport.run(["echo", str(i)]) for i in range(30)))
+
+    assert [done.stdout.strip() for done in asyncio.run(many())] == [str(i) for i in range(30)]
+
+
+def test_a_connection_that_airflow_does_not_have_is_named(cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match="no connection 'nowhere': create it"):
+        run(cluster.model_copy(update={"ssh_conn_id": "nowhere"}), "true")
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any], **extra: str) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SLURM_TEST", json.dumps({**connection, "extra": {**connection["extra"], **extra}}))
+
+
+def test_an_unknown_host_key_is_refused_with_what_to_do(
+    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "known_hosts").write_text("")
+    changed(monkeypatch, ssh_connection, known_hosts=str(tmp_path / "known_hosts"))
+    with pytest.raises(ConfigError, match=r"host key that is not trusted .* compare it with what your administrator"):
+        run(cluster, "true")
+
+
+def test_a_key_that_the_login_node_refuses_is_told(
+    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import asyncssh
+
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(tmp_path / "key"))
+    changed(monkeypatch, ssh_connection, key_file=str(tmp_path / "key"))
+    with pytest.raises(ConfigError, match="refused the login .* check user and key"):
+        run(cluster, "true")
+
+
+def test_a_key_file_that_is_not_there_is_told(
+    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, ssh_connection, key_file="/nowhere/id")
+    with pytest.raises(ConfigError, match=r"unusable: .*nowhere/id"):
+        run(cluster, "true")
+
+
+def test_a_login_node_that_is_away_is_an_error_that_a_retry_may_mend(cluster: Cluster, slurm: Any) -> None:
+    slurm.stop("sshd")
+    try:
+        with pytest.raises(LoginNodeUnreachable):
+            run(cluster, "true")
+    finally:
+        slurm.start("sshd")
+
+
+def test_waiting_goes_on_when_the_login_node_was_away(task: Any, slurm: Any, logged: Any) -> None:
+    from llm_bridge.slurm.operators import SlurmSubmitOperator
+
+    trigger = task.start(SlurmSubmitOperator(task_id="t", cluster="test", script="#!/bin/bash\nsleep 12\necho done\n"))
+
+    async def with_an_outage() -> Any:
+        outcome = asyncio.create_task(trigger.outcome())
+        await asyncio.sleep(2)
+        # The listening sshd and the one that serves our session; the host has a process namespace of its own.
+        await asyncio.to_thread(slurm.run, "login", ["pkill", "-KILL", "sshd"])
+        await asyncio.sleep(3)
+        await asyncio.to_thread(slurm.start, "sshd")
+        return await outcome
+
+    event = asyncio.run(with_an_outage())
+    assert event["info"]["state"] == "COMPLETED"
+    lines = logged()
+    assert any("waiting for cluster test" in line for line in lines)
+    assert any("answers again" in line for line in lines)
+    assert lines.count("done") == 1
+
+
+def test_an_airflow_on_the_login_node_needs_no_ssh() -> None:
+    """The local transport, on this machine; Slurm's commands are plain programs to it."""
+
+    async def once() -> Any:
+        done = await LocalTransport().run(["sh", "-c", 'cat; printf "%s|" "$@"; exit 3', "sh", *NASTY], stdin=b"in:")
+        missing = await LocalTransport().run(["/no/such/program"])
+        return done, missing
+
+    done, missing = asyncio.run(once())
+    assert (done.code, done.stdout) == (3, "in:" + "".join(f"{text}|" for text in NASTY))
+    assert missing.code == 127 and "/no/such/program" in missing.stderr

@@ -1,0 +1,192 @@
+"""Ray operators against a real Ray cluster, brought up by them on two nodes of the real Slurm cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_bridge.failures.errors import RayJobFailed, SlurmJobFailed
+from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
+from llm_bridge.ray.operators import RayClusterOperator, RayJob, RaySubmitJobOperator
+from llm_bridge.ray.sensors import RayJobSensor
+from llm_bridge.slurm.job import Resources, SlurmJob
+from llm_bridge.slurm.operators import SlurmCancelOperator
+
+SETTINGS = {
+    "nodes": 2,
+    "gpus_per_node": 8,
+    "device": "cpu",
+    "cpus_per_node": 4,
+    "object_store_gib": 0.3,
+    "temp_dir": "/tmp/ray",
+    "ready_minutes": 3,
+    "idle_minutes": None,
+}
+
+
+def cluster_job(workspace: Any, name: str, **settings: Any) -> SlurmJob:
+    return SlurmJob(
+        cluster="test",
+        stage="ppo",
+        template="ray_cluster",
+        settings={**SETTINGS, **settings},
+        resources=Resources(nodes=2, gpus_per_node=8, cpus_per_task=8),
+        directory=f"{workspace}/{name}",
+    )
+
+
+@pytest.fixture(scope="module")
+def ray(slurm: Any, new_task: Any) -> Iterator[dict[str, Any]]:
+    """What RayClusterOperator returned for a cluster of two nodes with eight GPUs each."""
+    job = cluster_job(slurm.workspace, "ray-module")
+    task = new_task("ray-module")
+    up = task.run(RayClusterOperator(task_id="up", job=job))
+    yield up
+    SlurmCancelOperator(task_id="down", stage=lambda context: ("test", job.directory)).execute(task.context)
+
+
+def submit(task: Any, ray: dict[str, Any], *command: str) -> dict[str, Any]:
+    return RaySubmitJobOperator(task_id="submit", ray=ray, entrypoint=list(command)).execute(task.context)
+
+
+def wait(task: Any, submitted: dict[str, Any]) -> dict[str, Any]:
+    return task.run(RayJobSensor(task_id="wait", submitted=submitted))
+
+
+def test_the_cluster_is_ready_when_every_gpu_has_joined_and_its_token_stays_on_the_cluster(ray: dict[str, Any]) -> None:
+    assert ray["result"]["total_gpus"] == 16
+    assert [node["name"] for node in ray["result"]["nodes"]] == ["n1", "n2"]
+    assert "token" not in json.dumps(ray)
+
+
+def test_a_job_runs_and_its_output_is_in_the_log_once(new_task: Any, ray: dict[str, Any], logged: Any) -> None:
+    task = new_task("ray-job")
+    code = "import time\nfor i in range(5): print('line', i, flush=True); time.sleep(0.5)"
+    done = wait(task, submit(task, ray, "python3", "-c", code))
+    assert done["status"] == "SUCCEEDED"
+    assert [line for line in logged() if line.startswith("line ")] == [f"line {i}" for i in range(5)]
+
+
+def test_arguments_reach_the_entrypoint_as_data(new_task: Any, ray: dict[str, Any], logged: Any) -> None:
+    task = new_task("ray-quoting")
+    nasty = ["it's", "$(touch /tmp/pwned)", "`id`", 'a"b', "グ"]
+    wait(task, submit(task, ray, "python3", "-c", "import sys; print('args', sys.argv[1:])", *nasty))
+    assert f"args {nasty}" in logged()
+
+
+def test_a_failed_job_is_told_with_exit_code_and_last_lines(new_task: Any, ray: dict[str, Any]) -> None:
+    task = new_task("ray-fails")
+    with pytest.raises(RayJobFailed) as error:
+        wait(task, submit(task, ray, "python3", "-c", "print('the reason'); raise SystemExit(3)"))
+    assert "driver_exit_code 3" in str(error.value) and "| the reason" in str(error.value)
+
+
+def test_a_second_submit_of_the_same_try_finds_the_job(new_task: Any, ray: dict[str, Any]) -> None:
+    task = new_task("ray-twice")
+    first = submit(task, ray, "sleep", "3")
+    assert submit(task, ray, "sleep", "3") == first
+    assert wait(task, first)["status"] == "SUCCEEDED"
+
+
+def test_a_retry_after_a_failed_job_gets_an_id_of_its_own(new_task: Any, ray: dict[str, Any]) -> None:
+    task = new_task("ray-retry")
+    first = submit(task, ray, "false")
+    with pytest.raises(RayJobFailed):
+        wait(task, first)
+    second = submit(task, ray, "true")
+    assert second["submission_id"] != first["submission_id"]
+    assert wait(task, second)["status"] == "SUCCEEDED"
+
+
+def test_a_cleared_submit_stops_the_old_job_and_makes_a_new_one(new_task: Any, ray: dict[str, Any]) -> None:
+    task = new_task("ray-clear")
+    old = submit(task, ray, "sleep", "600")
+    task.clear_number += 1
+    new = submit(task, ray, "true")
+    assert new["submission_id"] != old["submission_id"]
+    with pytest.raises(RayJobFailed, match="STOPPED"):
+        wait(task, old)
+
+
+def test_a_program_of_include_jobs_gets_its_settings_as_a_file(new_task: Any, ray: dict[str, Any], slurm: Any) -> None:
+    """ppo.py itself is run by tests/e2e; here it must only find and refuse its settings."""
+    task = new_task("ray-program")
+    job = RayJob(program="ppo.py", settings={"run": "$(id) 'グ'"}, directory=f"{slurm.workspace}/ray-program")
+    submitted = RaySubmitJobOperator(task_id="submit", ray=ray, job=job).execute(task.context)
+    settings = slurm.run("login", ["cat", f"{submitted['attempt_directory']}/settings.json"], user="svc").stdout
+    assert json.loads(settings) == {"run": "$(id) 'グ'"}
+    with pytest.raises(RayJobFailed, match="FAILED"):
+        wait(task, submitted)
+
+
+def test_a_request_without_the_token_is_refused(ray: dict[str, Any], slurm: Any) -> None:
+    url = f"{ray['result']['dashboard']}/api/jobs/"
+    program = (
+        "import urllib.request, urllib.error, sys\n"
+        "try: print(urllib.request.urlopen(sys.argv[1]).status)\n"
+        "except urllib.error.HTTPError as e: print(e.code)\n"
+    )
+    done = slurm.run("login", ["python3", "-c", program, url], user="svc")
+    assert done.stdout.strip() == "401"
+
+
+def test_a_wrong_token_is_told_as_such(ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a plain address, as a cluster of somebody else's would be reached."""
+    from urllib.parse import urlsplit
+
+    from llm_bridge.config.load import load_cluster
+    from llm_bridge.transport import connect
+
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_WRONG", json.dumps({"conn_type": "http", "password": "0" * 64}))
+    where = urlsplit(ray["result"]["dashboard"])
+
+    async def ask() -> Any:
+        async with (
+            connect(load_cluster("test")) as transport,
+            transport.forward(str(where.hostname), int(where.port or 0)) as (host, port),
+            ray_client(RayTarget(address=f"http://{host}:{port}", conn_id="ray_wrong")) as client,
+        ):
+            await client.job("any")
+
+    with pytest.raises(RayRefused, match="refused the token"):
+        asyncio.run(ask())
+
+
+def test_a_lost_cluster_is_named_as_the_cause_and_not_a_refused_connection(slurm: Any, new_task: Any) -> None:
+    task = new_task("ray-lost")
+    job = cluster_job(slurm.workspace, "ray-lost", gpus_per_node=4)
+    job = job.model_copy(update={"resources": Resources(nodes=2, gpus_per_node=4, cpus_per_task=8)})
+    slurm.run("ctl", ["scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=test"])
+    try:
+        up = task.run(RayClusterOperator(task_id="up", job=job))
+        submitted = submit(task, up, "sleep", "600")
+        trigger = task.start(RayJobSensor(task_id="wait", submitted=submitted))
+
+        async def with_scancel() -> Any:
+            outcome = asyncio.create_task(trigger.outcome())
+            await asyncio.sleep(3)
+            await asyncio.to_thread(slurm.run, "ctl", ["scancel", up["job_id"]])
+            return await outcome
+
+        event = asyncio.run(with_scancel())
+    finally:
+        slurm.run("ctl", ["scontrol", "update", "NodeName=n1,n2", "State=RESUME"])
+    with pytest.raises(RayJobFailed, match=r"lost its cluster: Slurm job \d+ .* was cancelled"):
+        RayJobSensor(task_id="wait", submitted=submitted).execute_complete(task.context, event)
+
+
+def test_a_cluster_that_cannot_come_up_leaves_no_job_behind(slurm: Any, new_task: Any, jobs: Any) -> None:
+    """The settings ask for more GPUs than the job was given."""
+    task = new_task("ray-cannot")
+    job = cluster_job(slurm.workspace, "ray-cannot", gpus_per_node=16)
+    job = job.model_copy(update={"resources": Resources(nodes=2, gpus_per_node=1, cpus_per_task=4)})
+    with pytest.raises(SlurmJobFailed) as error:
+        task.run(RayClusterOperator(task_id="up", job=job))
+    assert "n3" in str(error.value) or "n1" in str(error.value)
+    key = task.store.values["llm_bridge_attempt"]["key"]
+    states = slurm.run("login", ["squeue", "-h", "-o", "%j"], user="svc").stdout
+    assert key not in states

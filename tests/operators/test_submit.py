@@ -1,0 +1,199 @@
+"""SlurmSubmitOperator, SlurmJobSensor and SlurmCancelOperator against a real cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from llm_bridge.config.errors import ConfigError
+from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
+from llm_bridge.slurm.sensors import SlurmJobSensor
+
+
+def submit(script: str, task_id: str = "t", **options: Any) -> SlurmSubmitOperator:
+    return SlurmSubmitOperator(task_id=task_id, cluster="test", script=f"#!/bin/bash\n{script}\n", **options)
+
+
+def test_a_two_node_job_runs_where_it_was_asked_to_and_gives_its_result_back(
+    task: Any, logged: Any
+) -> None:
+    script = (
+        "srun bash -c 'echo at $SLURMD_NODENAME with $CUDA_VISIBLE_DEVICES'\n"
+        """echo '{"answer": 42}' > "$ATTEMPT_DIR/result.json" """
+    )
+    done = task.run(submit(script, sbatch={"nodes": 2, "gpus_per_node": 2}))
+    assert (done["state"], done["result"]) == ("COMPLETED", {"answer": 42})
+    assert done["queue_s"] >= 0 and done["run_s"] >= 0
+    lines = logged()
+    assert "at n1 with 0,1" in lines and "at n2 with 0,1" in lines
+
+
+def test_a_failed_job_is_told_with_state_exit_code_and_last_lines(task: Any) -> None:
+    with pytest.raises(SlurmJobFailed) as error:
+        task.run(submit("echo the reason >&2\nexit 3"))
+    text = str(error.value)
+    assert "FAILED, exit code 3" in text and "| the reason" in text and "output.log" in text
+
+
+def test_a_job_that_somebody_cancels_is_told_as_cancelled(task: Any, slurm: Any) -> None:
+    trigger = task.start(submit("sleep 60"))
+    slurm.run("ctl", ["scancel", trigger.job_id])
+    with pytest.raises(SlurmJobFailed, match="was cancelled: CANCELLED"):
+        submit("x").execute_complete(task.context, asyncio.run(trigger.outcome()))
+
+
+def test_the_output_arrives_in_order_and_no_line_twice(task: Any, logged: Any) -> None:
+    task.run(submit("for i in $(seq 200); do echo line $i; [ $((i % 50)) = 0 ] && sleep 1; done"))
+    lines = [line for line in logged() if line.startswith("line ")]
+    assert lines == [f"line {i}" for i in range(1, 201)]
+
+
+def test_a_retry_while_the_job_runs_follows_the_same_job(task: Any, jobs: Any) -> None:
+    first = task.start(submit("sleep 2"))
+    again = task.start(submit("sleep 2"))
+    assert again.job_id == first.job_id
+    assert task.run(submit("sleep 2"))["job_id"] == first.job_id
+    assert jobs(task.store.values["llm_bridge_attempt"]["key"]) == [first.job_id]
+
+
+def test_a_retry_after_the_job_ended_well_returns_without_a_new_job(task: Any) -> None:
+    first = task.run(submit("true"))
+    assert task.run(submit("true"))["job_id"] == first["job_id"]
+
+
+def test_a_retry_after_the_job_failed_makes_the_next_attempt(task: Any) -> None:
+    with pytest.raises(SlurmJobFailed):
+        task.run(submit("exit 1"))
+    done = task.run(submit("true"))
+    assert done["directory"].endswith("/attempt-2")
+
+
+def test_a_worker_that_dies_after_sbatch_does_not_lead_to_a_second_job(
+    task: Any, jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of sbatch never reached Airflow: the retry knows the attempt, but no id."""
+    original = SlurmClient.submit
+
+    async def dies(self: Any, *arguments: Any) -> Any:
+        await original(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlurmClient, "submit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            submit("sleep 3").execute(task.context)
+    attempt = task.store.values["llm_bridge_attempt"]
+    assert attempt["job_id"] is None
+    trigger = task.start(submit("sleep 3"))
+    assert jobs(attempt["key"]) == [trigger.job_id]
+
+
+def test_an_id_that_was_never_written_on_the_cluster_is_found_by_the_jobs_name(
+    task: Any, jobs: Any, slurm: Any
+) -> None:
+    """The shell on the login node died between sbatch and writing the id down."""
+    trigger = task.start(submit("sleep 20"))
+    (slurm.workspace / trigger.directory / "job_id").unlink()
+    task.store.values["llm_bridge_attempt"]["job_id"] = None
+    again = task.start(submit("sleep 20"))
+    assert again.job_id == trigger.job_id
+    assert jobs(task.store.values["llm_bridge_attempt"]["key"]) == [trigger.job_id]
+    slurm.run("ctl", ["scancel", trigger.job_id])
+
+
+def test_a_cleared_task_cancels_the_old_job_before_the_new_one(task: Any, slurm: Any) -> None:
+    old = task.start(submit("sleep 60"))
+    task.clear_number += 1
+    done = task.run(submit("true"))
+    assert done["job_id"] != old.job_id
+    state = slurm.run("login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", old.job_id], user="svc").stdout
+    assert state.strip() == "CANCELLED"
+
+
+def test_the_tasks_own_time_limit_cancels_the_job(task: Any, slurm: Any) -> None:
+    from datetime import timedelta
+
+    trigger = task.start(submit("sleep 60", execution_timeout=timedelta(seconds=2)))
+
+    async def first() -> Any:
+        return await anext(trigger.run())
+
+    event = asyncio.run(first()).payload
+    with pytest.raises(SlurmJobFailed, match="time limit"):
+        submit("x").execute_complete(task.context, event)
+    state = slurm.run("login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", trigger.job_id], user="svc").stdout
+    assert state.strip() == "CANCELLED"
+
+
+def test_no_event_comes_within_five_seconds_of_deferring(task: Any) -> None:
+    """Airflow 3.3.2 fails a task whose trigger fires at once (airflow#67287)."""
+    trigger = task.start(submit("true"))
+    began = time.monotonic()
+
+    async def first() -> Any:
+        return await anext(trigger.run())
+
+    asyncio.run(first())
+    assert time.monotonic() - began >= 5
+
+
+def test_a_sensor_waits_for_another_tasks_job(task: Any) -> None:
+    submitted = task.run(submit("""sleep 1; echo '{"a": 1}' > "$ATTEMPT_DIR/result.json" """, wait=False))
+    assert set(submitted) == {"job_id", "cluster", "directory"}
+    sensor = SlurmJobSensor(task_id="s", submitted=submitted)
+    assert task.run(sensor) == {"a": 1}
+
+
+def test_many_waiting_tasks_cost_one_command_a_tick(new_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten triggers in one event loop, as in the triggerer."""
+    from llm_bridge.transport import SshTransport
+
+    triggers = [new_task(f"many-{i}").start(submit("sleep 4")) for i in range(10)]
+    commands: list[str] = []
+    original = SshTransport.run
+
+    async def counting(self: Any, argv: Any, **options: Any) -> Any:
+        commands.append(argv[0])
+        return await original(self, argv, **options)
+
+    monkeypatch.setattr(SshTransport, "run", counting)
+
+    async def follow() -> list[Any]:
+        return await asyncio.gather(*(trigger.outcome() for trigger in triggers))
+
+    events = asyncio.run(follow())
+    assert {event["info"]["state"] for event in events} == {"COMPLETED"}
+    # Each job's end costs one scontrol and one last look at its log; waiting costs the same for one and for ten.
+    assert commands.count("squeue") <= 4
+    assert commands.count("scontrol") <= 20
+
+
+def test_the_teardown_cancels_every_job_of_a_stage_and_is_happy_with_none(task: Any, slurm: Any) -> None:
+    trigger = task.start(submit("sleep 60"))
+    stage = trigger.directory.rsplit("/", 1)[0]
+    down = SlurmCancelOperator(task_id="down", stage=lambda context: ("test", stage))
+    assert down.execute(task.context) == [trigger.job_id]
+    assert down.execute(task.context) == [trigger.job_id]
+    nothing = SlurmCancelOperator(task_id="down", stage=lambda context: ("test", f"{stage}-not-there"))
+    assert nothing.execute(task.context) == []
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "said"),
+    [
+        ({"partition": "nope"}, "invalid partition"),
+        ({"gpus_per_node": 9}, "Requested node configuration is not available"),
+    ],
+)
+def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(
+    task: Any, jobs: Any, sbatch: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        submit("true", sbatch=sbatch).execute(task.context)
+    assert "include/clusters/test.yaml" in str(error.value)
+    assert jobs(task.store.values["llm_bridge_attempt"]["key"]) == []
