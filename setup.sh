@@ -4,13 +4,12 @@
 #
 #   LLM_BRIDGE_HOME         where the environments go; plain users must be able to enter it
 #   LLM_BRIDGE_PYTHON       Python 3.11 or newer for Airflow (default: the first that is found)
-#   LLM_BRIDGE_TORCH_INDEX  package index with CPU-only builds of torch (default: pip's own index; elsewhere than
-#                           on machines that prefer CPU builds this downloads the CUDA libraries too)
+#   LLM_BRIDGE_TORCH_INDEX  one more package index, with CPU-only builds of torch: without it pip may bring the
+#                           CUDA libraries along, several GB that are of no use here
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 umask 022 # jobs run as a plain user, who has to read the environment
 
-TORCH=torch==2.13.0
 PACKAGES=(
     slurm-wlm slurmdbd munge mariadb-server # the local cluster's daemons
     openssh-server openssh-client           # its login node
@@ -137,9 +136,8 @@ airflow_env() {
 cluster_env() {
     # Not whatever `python3` is here: jobs run as a plain user, who cannot enter /root.
     make_venv /usr/bin/python3 "$home/cluster-env"
-    # torch first and by itself: everything after it then keeps this build.
-    pip_install "$home/cluster-env" ${LLM_BRIDGE_TORCH_INDEX:+--index-url "$LLM_BRIDGE_TORCH_INDEX"} "$TORCH"
-    pip_install "$home/cluster-env" "$TORCH" -r requirements-cluster.txt
+    pip_install "$home/cluster-env" -r requirements-cluster.txt \
+        ${LLM_BRIDGE_TORCH_INDEX:+--extra-index-url "$LLM_BRIDGE_TORCH_INDEX"}
     # From a copy: building leaves files beside the sources.
     local copy
     copy=$(mktemp -d)
@@ -153,7 +151,7 @@ environments() {
     local airflow cluster python verl_cpu
     mapfile -t verl_cpu < <(find local_cluster/verl_cpu -name '*.py' -o -name '*.toml' | LC_ALL=C sort)
     airflow=$(fingerprint requirements.txt requirements-dev.txt)
-    cluster=$(fingerprint requirements-cluster.txt "${verl_cpu[@]}" <(echo "$TORCH"))
+    cluster=$(fingerprint requirements-cluster.txt "${verl_cpu[@]}")
     if ! up_to_date airflow-env "$airflow"; then
         python=$(airflow_python) || fail "no Python 3.11, 3.12 or 3.13 with venv was found: install one and name it in LLM_BRIDGE_PYTHON"
         (trap - INT; step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow") &

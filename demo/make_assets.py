@@ -134,7 +134,9 @@ def make_model(directory: Path, texts: list[str]) -> int:
 
 def main() -> None:
     """Make both, and say what was made."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="made when it does not exist")
     parser.add_argument("--train", type=int, default=64, help="training rows (64)")
     parser.add_argument("--test", type=int, default=16, help="test rows (16)")

@@ -14,6 +14,7 @@ from demo.services import DemoError
 from demo.stages import Row, Stages
 
 EVERY = 1.5
+PASSING = {"starting", "finishing"}  # a second or two each: no line of their own
 
 
 def follow(stages: Stages, console: Console, timeout: float, heading: str) -> tuple[str, list[Row]]:
@@ -51,8 +52,8 @@ class Lines:
 
     def __call__(self, rows: list[Row], others: list[tuple[str, str]]) -> None:
         for row in rows:
-            text = row.word
-            if row.job_id and row.word:
+            text = "" if row.word in PASSING else row.word
+            if row.job_id and text:
                 text += f"  job {row.job_id}"
                 if row.state in ("success", "failed"):
                     text += f"  queued {row.queue_s or 0:.1f} s, ran {row.run_s or 0:.1f} s"

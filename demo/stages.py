@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ TASKS = {
     "upload": "upload.run",
 }
 PPO, PPO_SUBMIT = "ppo.wait", "ppo.submit"
-ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
-# Airflow's words that would mislead here.
+ACTIVE = {"scheduled", "queued", "running", "deferred"}
+# Airflow's words that would mislead here: a deferred task has a job that queues or runs.
 WORDS = {None: "", "scheduled": "starting", "queued": "starting", "deferred": "running", "success": "done"}
 
 
@@ -37,7 +38,7 @@ class Row:
         job_id: Slurm job id or Ray submission id.
         queue_s: seconds in Slurm's queue so far.
         run_s: seconds of running so far.
-        waiting: the job is in the queue.
+        phase: the job's own: `queued`, `running`, `ended`; None without one.
         detail: newest line of the task's log.
     """
 
@@ -46,14 +47,14 @@ class Row:
     job_id: str | None = None
     queue_s: float | None = None
     run_s: float | None = None
-    waiting: bool = False
+    phase: str | None = None
     detail: str = ""
 
     @property
     def word(self) -> str:
         """The state as shown to people."""
-        if self.waiting and self.state not in ENDED:
-            return "queued"
+        if self.state in ACTIVE and self.phase:
+            return "finishing" if self.phase == "ended" else self.phase
         return WORDS.get(self.state, str(self.state).replace("_", " "))
 
     def reported(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Stages:
         job = self._job(task)
         row.job_id = job.get("job_id")
         if directory := job.get("directory"):
-            row.queue_s, row.run_s, row.waiting = times(Path(directory))
+            row.queue_s, row.run_s, row.phase = times(Path(directory))
         elif row.job_id:
             # A Ray job has no queue of its own: it waited with its cluster.
             row.queue_s, row.run_s = 0.0, _seconds(task)
@@ -117,17 +118,20 @@ class Stages:
         return self._jobs[known]
 
 
-def times(attempt: Path) -> tuple[float | None, float | None, bool]:
-    """Queue seconds, run seconds so far, and whether the job still queues; from the files of an attempt's directory."""
+def times(attempt: Path) -> tuple[float | None, float | None, str | None]:
+    """Queue seconds, run seconds so far and phase of a job, from the files of its attempt's directory."""
     try:
         submitted = (attempt / "job_id").stat().st_mtime
     except OSError:
-        return None, None, False
+        return None, None, None
     started, ended = _read(attempt / "started.json"), _read(attempt / "outcome.json")
     if "started" not in started:
-        return round(time.time() - submitted, 1), None, True
+        return round(time.time() - submitted, 1), None, "queued"
     begin = started["started"]
-    return round(max(0.0, begin - submitted), 1), round((ended.get("ended") or time.time()) - begin, 1), False
+    queue_s = round(max(0.0, begin - submitted), 1)
+    if "ended" in ended:
+        return queue_s, round(ended["ended"] - begin, 1), "ended"
+    return queue_s, round(time.time() - begin, 1), "running"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -138,8 +142,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _seconds(task: dict[str, Any]) -> float:
-    from datetime import UTC, datetime
-
     begin = datetime.fromisoformat(task["start_date"])
     end = datetime.fromisoformat(task["end_date"]) if task.get("end_date") else datetime.now(UTC)
     return round((end - begin).total_seconds(), 1)

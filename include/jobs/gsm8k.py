@@ -69,7 +69,7 @@ def convert(directory: Path, config: str, split: str, target: Path) -> int:
                 f"data.source: {path} has no column {' and no '.join(sorted(lacking))}; it has "
                 f"{', '.join(map(str, table.columns))}"
             )
-        for number, (question, answer) in enumerate(zip(table["question"], table["answer"])):
+        for number, (question, answer) in enumerate(table[["question", "answer"]].itertuples(index=False)):
             try:
                 rows.append(row(question, answer, split, len(rows)))
             except ValueError as error:

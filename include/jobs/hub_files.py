@@ -79,11 +79,18 @@ def _explained(fetch: Callable[[Any], str], key: str, repo_id: str, kind: str, b
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise JobError(
-                f"{key}: {endpoint} refused the token for {repo_id} (HTTP {status}; {_token()}). Put a valid token into "
-                f"the Airflow connection that hub.conn_id of the cluster's file names. {copy}"
+                f"{key}: {endpoint} refused the token for {repo_id} (HTTP {status}; {_token()}). Put a valid token "
+                f"into the Airflow connection that hub.conn_id of the cluster's file names. {copy}"
             ) from error
-        raise JobError(f"{key}: {endpoint} answered HTTP {status} for {repo_id}: {error}", retry=True) from error
-    except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise JobError(
+            f"{key}: {endpoint} answered HTTP {status} for {repo_id}: {error}", retry=True
+        ) from error
+    except (
+        httpx.TransportError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        OSError,
+    ) as error:
         if _is_disk(error):
             raise JobError(f"{key}: cannot write below {by_hand.parent}: {error}") from error
         raise JobError(

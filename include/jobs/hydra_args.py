@@ -43,7 +43,9 @@ def _text(key: str, value: Any) -> str:
         return "[" + ",".join(_text(key, item) for item in value) + "]"
     if isinstance(value, dict):
         if odd := [name for name in value if not isinstance(name, str) or not _PLAIN.match(name)]:
-            raise ValueError(f"{key}: hydra cannot carry the dict key {odd[0]!r}: letters, digits and '_' only")
+            raise ValueError(
+                f"{key}: hydra cannot carry the dict key {odd[0]!r}: letters, digits and '_' only"
+            )
         return "{" + ",".join(f"{name}:{_text(key, item)}" for name, item in value.items()) + "}"
     raise ValueError(f"{key}: hydra cannot carry a {type(value).__name__}: {value!r}")
 

@@ -63,7 +63,9 @@ def lacking_in_model(model: Path) -> list[str]:
     if not (model / "model.safetensors").is_file() and not index:
         bins = [path.name for path in model.glob("pytorch_model*.bin")]
         weights = set(bins) or weights
-    lacking += sorted(name for name in weights if not (model / name).is_file() or not (model / name).stat().st_size)
+    lacking += sorted(
+        name for name in weights if not (model / name).is_file() or not (model / name).stat().st_size
+    )
     return lacking
 
 
@@ -85,16 +87,18 @@ def merge(settings: Settings) -> dict[str, Any]:
     unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    ended = subprocess.run(
-        [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-        + ["--local_dir", str(part), "--target_dir", str(unfinished)],
-        env={"HF_HUB_OFFLINE": "1", **os.environ},
-    )
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend=fsdp"]
+    command += [f"--local_dir={part}", f"--target_dir={unfinished}"]
+    ended = subprocess.run(command, env={"HF_HUB_OFFLINE": "1", **os.environ})
     if ended.returncode:
         killed = "; killed, most likely for lack of memory: raise merge.mem" if ended.returncode == -9 else ""
-        raise JobError(f"verl.model_merger failed with exit code {ended.returncode} (its output is above){killed}")
+        raise JobError(
+            f"verl.model_merger failed with exit code {ended.returncode} (its output is above){killed}"
+        )
     if lacking := lacking_in_model(unfinished):
-        raise JobError(f"verl.model_merger wrote an incomplete model to {unfinished}: no {', no '.join(lacking)}")
+        raise JobError(
+            f"verl.model_merger wrote an incomplete model to {unfinished}: no {', no '.join(lacking)}"
+        )
     marker.unlink(missing_ok=True)
     shutil.rmtree(output, ignore_errors=True)
     unfinished.rename(output)

@@ -34,7 +34,9 @@ def arguments(settings: Settings) -> list[str]:
     for key, value in given.items():
         # hydra_args.py escapes it, but main_ppo.py resolves its settings twice (OmegaConf.resolve)
         if "${" in str(value):
-            raise JobError(f"{key}={value!r}: verl's PPO cannot keep '${{' in a value, write it in another way")
+            raise JobError(
+                f"{key}={value!r}: verl's PPO cannot keep '${{' in a value, write it in another way"
+            )
     return overrides(given)
 
 
@@ -71,7 +73,9 @@ def live_gpus() -> dict[str, int]:
     except (ConnectionError, RuntimeError, RayStateApiException) as error:
         raise JobError(f"no Ray cluster to train on: {error}", retry=True) from error
     # Nodes of a test cluster share a host name and an address; the id tells them apart.
-    return {f"{node.node_name} ({node.node_id[:6]})": int(node.resources_total.get("GPU", 0)) for node in nodes}
+    return {
+        f"{node.node_name} ({node.node_id[:6]})": int(node.resources_total.get("GPU", 0)) for node in nodes
+    }
 
 
 def count_prompts(config: Any) -> int:
@@ -113,10 +117,14 @@ def train(settings: Settings) -> dict[str, Any]:
             "a number of steps, such as 10."
         )
     epoch = steps_per_epoch(count_prompts(config), config.data.train_batch_size)
-    expected = verl_run.expected_steps(epoch, config.trainer.total_epochs, config.trainer.total_training_steps)
+    expected = verl_run.expected_steps(
+        epoch, config.trainer.total_epochs, config.trainer.total_training_steps
+    )
     layout = checkpoints.Layout.ppo(nodes * gpus, config.actor_rollout_ref.actor.checkpoint.save_contents)
     if verl_run.already_trained(directory, layout, expected):
-        say(f"an earlier attempt trained all {expected} steps: nothing to do. To train again, start a new run")
+        say(
+            f"an earlier attempt trained all {expected} steps: nothing to do. To train again, start a new run"
+        )
         return verl_run.judge(directory, expected)
 
     check_cluster(live_gpus(), nodes, gpus)

@@ -48,10 +48,14 @@ def is_there(directory: Path, wanted: dict[str, Any]) -> bool:
     marker = read_json(directory / MARKER)
     if marker is None:
         if directory.exists() and any(directory.iterdir()):
-            raise JobError(f"{directory} is not empty and was not made by llm-bridge (no {MARKER}): move it away")
+            raise JobError(
+                f"{directory} is not empty and was not made by llm-bridge (no {MARKER}): move it away"
+            )
         return False
     if any(marker.get(key) != value for key, value in wanted.items()):
-        raise JobError(f"{directory} holds {marker}, this run needs {wanted}. Remove it: it is made again then.")
+        raise JobError(
+            f"{directory} holds {marker}, this run needs {wanted}. Remove it: it is made again then."
+        )
     return True
 
 
@@ -104,7 +108,9 @@ def prepare_model(settings: Settings, skipped: list[str]) -> str:
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     revision = hub_files.download_model(source, unfinished, final)
     if lacking := lacking_in_model(unfinished):
-        raise JobError(f"{source} on the Hub is not a model with tokenizer and weights: no {', no '.join(lacking)}")
+        raise JobError(
+            f"{source} on the Hub is not a model with tokenizer and weights: no {', no '.join(lacking)}"
+        )
     install(unfinished, final, {"source": source, "revision": revision})
     say(f"model: {source} at {revision} in {final}")
     return str(final)

@@ -29,7 +29,8 @@ from ray_rest import Dashboard, NoAnswer
 CHECK_SECONDS = 3.0
 START_POLL_SECONDS = 0.25
 STILL_WAITING_SECONDS = 15.0
-STOP_SECONDS = 15.0  # a node cleans up in about 3; one that is switched off never answers
+STOP_SECONDS = 5.0  # a node cleans up in about 2; one that is switched off never answers
+TERMINATED_SECONDS = 1.5  # Slurm kills this after KillWait, 3 s on some sites; nodes get TERM from it too
 
 
 class Ending(Exception):
@@ -187,14 +188,18 @@ class Guard:
         if verdict is not None:
             raise Ending(verdict)
 
-    def stop(self) -> None:
-        """End Ray on all nodes, and come back soon."""
+    def stop(self, seconds: float) -> None:
+        """End Ray on all nodes, and come back soon.
+
+        Args:
+            seconds: how long to wait for them.
+        """
         if self.step is None or self.step.poll() is not None:
             return
         # srun hands USR1 on to its tasks, which then clean up; on TERM it has them killed (measured, 22.05).
         self.step.send_signal(signal.SIGUSR1)
         try:
-            self.step.wait(STOP_SECONDS)
+            self.step.wait(seconds)
         except subprocess.TimeoutExpired:
             say("not every node has stopped in time; Slurm ends the rest with the job")
 
@@ -244,16 +249,18 @@ def main() -> int:
         guard.run(sys.argv[1:])
     except Terminated:
         say("Slurm ends this job: stopping Ray")
-        guard.stop()
+        guard.stop(TERMINATED_SECONDS)
         return 128 + signal.SIGTERM
     except Ending as ending:
         verdict = ending.verdict
     except Exception as error:
         verdict = Verdict("internal_error", f"{type(error).__name__}: {error}")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    say(f"{'ending' if verdict.exit_code == 0 else 'error'}: {verdict.reason}")
-    write_json(attempt_dir / "reason.json", verdict.as_json())
-    guard.stop()
+    try:
+        say(f"{'ending' if verdict.exit_code == 0 else 'error'}: {verdict.reason}")
+        write_json(attempt_dir / "reason.json", verdict.as_json())
+        guard.stop(STOP_SECONDS)
+    except Terminated:
+        pass  # Slurm ends the nodes by itself; the verdict stands
     return verdict.exit_code
 
 

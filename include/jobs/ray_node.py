@@ -105,8 +105,7 @@ def run(node: Node) -> int:
     """Run Ray until it ends or is told to stop; the exit code of this task."""
     try:
         code = ray_supervise.wait_for(node.start_ray())
-        said = ray_setup.last_lines(node.log)
-        raise NodeProblem(f"Ray ended with exit code {code}: {ray_setup.cause(said)}")
+        raise NodeProblem(f"Ray ended with exit code {code}: {ray_setup.cause(node.log)} (see {node.log})")
     except ray_supervise.Stopped as signal_name:
         say(f"stopping ({signal_name})", node.name)
         node.report("stopped", f"was stopped ({signal_name})")

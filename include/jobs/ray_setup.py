@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import sys
@@ -183,13 +184,9 @@ def keep_logs(logs: Path, target: Path) -> None:
             say(f"could not keep {log.name}: {error}")
 
 
-def last_lines(log: Path) -> str:
-    """The end of Ray's own output."""
-    return log.read_text(errors="replace")[-3000:]
-
-
-def cause(said: str) -> str:
-    """The line of `ray start --block`'s output that says which of its processes ended, or its last line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    telling = [line for line in lines if "exit code" in line or "Error" in line]
-    return (telling or lines or ["it said nothing"])[-1][:300]
+def cause(log: Path) -> str:
+    """What `ray start --block` said last of why it ended: which of its processes ended, or the error."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    ended = [line for line in lines if "[exit code=" in line]
+    errors = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)]
+    return (ended or errors or lines or ["it said nothing"])[-1][:300]

@@ -64,7 +64,9 @@ def steps_per_epoch(rows: int, batch: int, replicas: int) -> int:
     :raises JobError: the batch cannot be shared out, or there is not one full batch.
     """
     if batch % replicas:
-        raise JobError(f"data.train_batch_size={batch} is not a multiple of the {replicas} processes that share it")
+        raise JobError(
+            f"data.train_batch_size={batch} is not a multiple of the {replicas} processes that share it"
+        )
     steps = (rows // replicas) // (batch // replicas)
     if steps == 0:
         raise JobError(f"{rows} rows of training data do not fill one batch: data.train_batch_size={batch}")
@@ -76,7 +78,9 @@ def rendezvous_port(job_id: int) -> int:
     return 20000 + job_id % 10000
 
 
-def torchrun(nodes: int, gpus_per_node: int, verl_arguments: list[str], environ: Mapping[str, str]) -> list[str]:
+def torchrun(
+    nodes: int, gpus_per_node: int, verl_arguments: list[str], environ: Mapping[str, str]
+) -> list[str]:
     """The command that one node runs.
 
     :param environ: RENDEZVOUS_HOST (the first node's name, from the batch script) and SLURM_JOB_ID.
@@ -113,12 +117,16 @@ def train(settings: Settings) -> Optional[dict[str, Any]]:
     replicas = nodes * gpus // config.engine.get("ulysses_sequence_parallel_size", 1)
     rows = verl_run.count_rows(config.data.train_files, config.data.train_max_samples)
     epoch = steps_per_epoch(rows, config.data.train_batch_size, replicas)
-    expected = verl_run.expected_steps(epoch, config.trainer.total_epochs, config.trainer.total_training_steps)
+    expected = verl_run.expected_steps(
+        epoch, config.trainer.total_epochs, config.trainer.total_training_steps
+    )
     layout = checkpoints.Layout.sft(nodes * gpus, config.checkpoint.save_contents, replicas)
 
     if verl_run.already_trained(directory, layout, expected):
         if is_first:
-            say(f"an earlier attempt trained all {expected} steps: nothing to do. To train again, start a new run")
+            say(
+                f"an earlier attempt trained all {expected} steps: nothing to do. To train again, start a new run"
+            )
         return verl_run.judge(directory, expected) if is_first else None
     if is_first:
         directory.mkdir(parents=True, exist_ok=True)

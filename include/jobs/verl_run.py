@@ -74,7 +74,9 @@ def count_rows(files: Any, most: int = -1) -> int:
         try:
             rows += pyarrow.parquet.read_metadata(path).num_rows
         except (OSError, pyarrow.ArrowInvalid) as error:
-            raise JobError(f"cannot read the training data {path}: {error}. Run the prepare stage again.") from error
+            raise JobError(
+                f"cannot read the training data {path}: {error}. Run the prepare stage again."
+            ) from error
     return min(rows, most) if most > 0 else rows
 
 
@@ -133,7 +135,9 @@ def training_environment(settings: Settings, environ: Mapping[str, str]) -> dict
         if settings.get("wandb_entity"):
             variables["WANDB_ENTITY"] = settings["wandb_entity"]
         if "WANDB_MODE" not in environ and (problem := _wandb_problem(environ)):
-            say(f"Weights & Biases: {problem}. Logging offline; send it later with 'wandb sync wandb/offline-run-*'")
+            say(
+                f"Weights & Biases: {problem}. Logging offline; send it later with 'wandb sync wandb/offline-run-*'"
+            )
             variables["WANDB_MODE"] = "offline"
     return variables
 

@@ -25,12 +25,12 @@ die() { say "$*"; exit 1; }
 # daemon_pid NAME: print the pid when it is alive. A pid file alone proves nothing (pids are used again), so the
 # process behind it must carry the daemon's name; a zombie does not count.
 daemon_pid() {
-    local pid comm state
+    local pid comm
     { read -r pid <"$RUN_DIR/$1.pid" && read -r comm <"/proc/$pid/comm"; } 2>/dev/null || return 1
-    [[ $comm == "$1" ]] || return 1
-    state=$(sed -n 's/^State:\t\(.\).*/\1/p' "/proc/$pid/status" 2>/dev/null)
-    [[ $state && $state != Z ]] && echo "$pid"
+    [[ $comm == "$1" ]] && alive "$pid" && echo "$pid"
 }
+
+alive() { grep -q '^State:.[^Z]' "/proc/$1/status" 2>/dev/null; }
 
 # launch NAME COMMAND...: run a foreground-mode daemon in the background, in a session of its own.
 launch() {
@@ -40,13 +40,14 @@ launch() {
     echo $! >"$RUN_DIR/$name.pid"
 }
 
-# wait_until NAME TEST...: wait until TEST succeeds; fail as soon as the daemon has ended.
+# wait_until NAME TEST...: wait until TEST succeeds; fail as soon as what `launch` just started has ended. (Not
+# judged by name: on a busy machine it takes a moment until setsid has become the daemon.)
 wait_until() {
-    local name=$1 deadline=$((SECONDS + START_SECONDS))
+    local name=$1 pid deadline=$((SECONDS + START_SECONDS))
     shift
-    sleep 0.05 # setsid has to become the daemon before its name can be checked
+    pid=$(<"$RUN_DIR/$name.pid")
     until "$@" 2>/dev/null; do
-        if ! daemon_pid "$name" >/dev/null; then
+        if ! alive "$pid"; then
             say "$name ended while starting; the end of $LOG_DIR/$name.out:"
             tail -n 8 "$LOG_DIR/$name.out" >&2
             return 1
@@ -67,6 +68,7 @@ port_open() {
 start_munged() {
     [[ -s $MUNGE_KEY_FILE ]] || die "no munge key at $MUNGE_KEY_FILE: every host of the cluster needs the same one"
     install -d -o munge -g munge -m 755 /run/munge
+    rm -f /run/munge/munge.socket.2 # left by a killed munged, it would pass for a listening one
     launch munged setpriv --reuid=munge --regid=munge --clear-groups munged --foreground --force \
         --key-file="$MUNGE_KEY_FILE" --socket=/run/munge/munge.socket.2 --pid-file=/run/munge/munged.pid \
         --seed-file=/run/munge/munged.seed --log-file=/run/munge/munged.log

@@ -112,8 +112,8 @@ def test_nightly_runs_come_from_the_recipes_schedule_one_at_a_time_and_begin_pau
     from llm_bridge.config.load import load_recipe
 
     dag = dags["nightly_post_training"]
-    assert dag.timetable.summary == load_recipe("gsm8k_llama32_1b").schedule
+    assert dag.schedule == load_recipe("gsm8k_llama32_1b").schedule
     assert dag.max_active_runs == 1
     assert dag.is_paused_upon_creation
     assert not dag.catchup
-    assert dags["post_training"].timetable.summary != dag.timetable.summary
+    assert dags["post_training"].schedule is None

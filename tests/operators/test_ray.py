@@ -49,6 +49,12 @@ def ray(slurm: Any, new_task: Any) -> Iterator[dict[str, Any]]:
     SlurmCancelOperator(task_id="down", stage=lambda context: ("test", job.directory)).execute(task.context)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm on this machine names a lost node within seconds, so a failed job need not wait long for that."""
+    monkeypatch.setattr("llm_bridge.ray.triggers.CAUSE_SECONDS", 3.0)
+
+
 def submit(task: Any, ray: dict[str, Any], *command: str) -> dict[str, Any]:
     return RaySubmitJobOperator(task_id="submit", ray=ray, entrypoint=list(command)).execute(task.context)
 

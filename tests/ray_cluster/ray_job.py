@@ -172,9 +172,8 @@ class RayJob:
         return info, json.loads(self.request("GET", f"{path}/logs", self.token())[1])["logs"]
 
     def processes(self, node: str) -> list[str]:
-        """Processes of Ray on a node, as command lines."""
-        done = self.slurm.run(node, ["ps", "-eo", "pid,user,args"])
-        return [line for line in done.stdout.splitlines() if "ray" in line and "ps -eo" not in line]
+        """Processes of the jobs' user on a node."""
+        return self.slurm.run(node, ["ps", "-u", "svc", "-o", "pid=,args="]).stdout.splitlines()
 
     def kill(self, node: str, pattern: str, signal: str = "KILL") -> None:
         """Signal this job's processes of one kind on a node."""

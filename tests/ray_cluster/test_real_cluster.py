@@ -33,7 +33,7 @@ def submit(slurm: LocalCluster, request: pytest.FixtureRequest) -> Iterator[Subm
         jobs.append(RayJob(slurm, f"{request.node.name[:60]}-{len(jobs)}", nodes, **settings).submit())
         return jobs[-1]
 
-    slurm.wait_for_nodes()
+    slurm.wait_for_nodes(timeout=120)
     yield start
     for job in jobs:
         job.cancel()
@@ -70,7 +70,9 @@ def test_a_cluster_comes_up_is_protected_runs_a_job_and_leaves_nothing_when_canc
     listening = job.slurm.run("n1", ["ss", "-Hltn"]).stdout
     assert f"10.77.0.11:{ports[1]}" in listening and f"0.0.0.0:{ports[1]}" not in listening
     outside = [line.split()[3] for line in listening.splitlines()]
-    ray = [int(a.rsplit(":", 1)[1]) for a in outside if ports[0] <= int(a.rsplit(":", 1)[1]) < ports[0] + 1000]
+    ray = [
+        int(a.rsplit(":", 1)[1]) for a in outside if ports[0] <= int(a.rsplit(":", 1)[1]) < ports[0] + 1000
+    ]
     assert len(ray) > 8, "Ray's ports lie in the block"
 
     # As the wrapper of verl does: by RAY_ADDRESS, with the token's path inherited.
@@ -113,7 +115,7 @@ def test_a_dead_gcs_ends_the_job_and_names_the_head(submit: Submit) -> None:
     outcome = job.wait_over(40)
     print(f"named after {time.monotonic() - before:.1f} s")
     reason = job.json("reason.json")
-    assert reason["node"] == "n1" and "gcs_server" in reason["reason"], reason
+    assert reason["node"] == "n1" and "gcs_server [exit code=-9]" in reason["reason"], reason
     assert outcome["exit_code"] == 1
     assert_nothing_left(job, ["n1", "n2"])
     assert list((job.directory / "ray_logs" / "n1").glob("gcs_server*")), "its log is kept"
@@ -139,23 +141,22 @@ def test_a_killed_worker_ends_the_job_and_is_named(submit: Submit) -> None:
     job.wait_over(40)
     print(f"named after {time.monotonic() - before:.1f} s")
     reason = job.json("reason.json")
-    assert reason["nodes"] == ["n2"] and "raylet" in reason["reason"], reason
+    assert reason["nodes"] == ["n2"] and "raylet [exit code=-9]" in reason["reason"], reason
     assert_nothing_left(job, ["n1", "n2"])
 
 
 def test_a_worker_whose_network_is_cut_is_named(slurm: LocalCluster, submit: Submit) -> None:
     job = submit(["n1", "n2"])
     job.wait_ready()
-    slurm.run("n2", ["ip", "link"])
     before = time.monotonic()
     slurm.cut("n2")
     try:
-        job.wait("reason.json or the end", lambda: (job.directory / "outcome.json").exists(), 120)
+        job.wait_over(120)
     finally:
         slurm.join("n2")
     print(f"ended after {time.monotonic() - before:.1f} s; Slurm: {job.state()}")
     reason = job.json("reason.json")
-    assert reason["nodes"] == ["n2"] and "worker n2 died" in reason["reason"], reason
+    assert reason["nodes"] == ["n2"] and "n2" in reason["reason"], reason
 
 
 def test_a_worker_that_is_switched_off_is_named(slurm: LocalCluster, submit: Submit) -> None:
@@ -164,7 +165,7 @@ def test_a_worker_that_is_switched_off_is_named(slurm: LocalCluster, submit: Sub
     before = time.monotonic()
     slurm.power_off("n3")
     try:
-        job.wait("end", lambda: (job.directory / "outcome.json").exists(), 120)
+        job.wait_over(120)
         print(f"ended after {time.monotonic() - before:.1f} s; Slurm: {job.state()}")
         reason = job.json("reason.json")
         assert reason["nodes"] == ["n3"] and "worker n3 died" in reason["reason"], reason
@@ -173,13 +174,13 @@ def test_a_worker_that_is_switched_off_is_named(slurm: LocalCluster, submit: Sub
 
 
 def test_a_node_that_cannot_join_is_named_at_the_deadline(slurm: LocalCluster, submit: Submit) -> None:
-    job = submit(["n1", "n2"], ready_minutes=0.4)
+    job = submit(["n1", "n2"], ready_minutes=1)
     job.wait("the worker", lambda: (job.directory / "ray_nodes" / "n2.json").exists(), 20)
     job.kill("n2", "ray_node.py", "STOP")
-    outcome = job.wait_over(60)
+    outcome = job.wait_over(90)
     reason = job.json("reason.json")
     assert reason["nodes"] == ["n2"]
-    assert reason["reason"].startswith("1 of 2 nodes did not join within 0.4 minutes: n2 ("), reason
+    assert reason["reason"].startswith("1 of 2 nodes did not join within 1 minutes: n2 ("), reason
     assert outcome["exit_code"] == 1
     assert not (job.directory / "cluster.json").exists()
 

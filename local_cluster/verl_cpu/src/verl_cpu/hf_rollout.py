@@ -36,7 +36,9 @@ class HFReplica(RolloutReplica):
         server = (
             ray.remote(HFServer)
             .options(
-                scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False),
+                scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                    node, soft=False
+                ),
                 num_cpus=0,
                 name=_server_name(self.replica_rank, self.name_suffix),
                 max_concurrency=self.max_concurrency,

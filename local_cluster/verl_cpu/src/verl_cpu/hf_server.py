@@ -112,11 +112,11 @@ class HFServer:
             async with self.busy:
                 try:
                     answers = await asyncio.to_thread(_generate, self, batch)
-                except Exception as error:  # noqa: BLE001  whatever it is, the callers must get it
+                except Exception as error:  # whatever it is, the callers must get it
                     for request in batch:
                         request.answer.set_exception(error)
                 else:
-                    for request, answer in zip(batch, answers):
+                    for request, answer in zip(batch, answers, strict=True):
                         request.answer.set_result(answer)
 
     async def _requests_have_arrived(self) -> None:
@@ -190,7 +190,9 @@ def _generate(server: HFServer, batch: list[Request]) -> list[tuple[list[int], l
     sampling = batch[0].sampling
     width = max(len(request.prompt) for request in batch)
     left = [width - len(request.prompt) for request in batch]
-    ids = torch.tensor([[server.pad] * pad + request.prompt for pad, request in zip(left, batch)])
+    ids = torch.tensor(
+        [[server.pad] * pad + request.prompt for pad, request in zip(left, batch, strict=True)]
+    )
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in left])
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
@@ -220,7 +222,7 @@ def _generate(server: HFServer, batch: list[Request]) -> list[tuple[list[int], l
         dim=1,
     )
     answers = []
-    for row, row_log_probs in zip(tokens.tolist(), log_probs.tolist()):
+    for row, row_log_probs in zip(tokens.tolist(), log_probs.tolist(), strict=True):
         length = next((i + 1 for i, token in enumerate(row) if token in server.ends), len(row))
         answers.append((row[:length], row_log_probs[:length]))
     return answers

@@ -18,7 +18,7 @@ def log_probs_in_blocks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     rows, flat = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     blocks = [
         -torch.nn.functional.cross_entropy(some.float(), those, reduction="none")
-        for some, those in zip(rows.split(BLOCK), flat.split(BLOCK))
+        for some, those in zip(rows.split(BLOCK), flat.split(BLOCK), strict=True)
     ]
     return torch.cat(blocks).view(labels.shape)
 

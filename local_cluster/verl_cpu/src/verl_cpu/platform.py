@@ -16,7 +16,9 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 def has_cuda() -> bool:
     """Whether this is a CUDA machine, also for a Ray actor that was given no GPU (hence nvidia-smi)."""
-    return torch.version.cuda is not None and (torch.cuda.is_available() or shutil.which("nvidia-smi") is not None)
+    return torch.version.cuda is not None and (
+        torch.cuda.is_available() or shutil.which("nvidia-smi") is not None
+    )
 
 
 def refuse_cuda(asked_for: str) -> None:
@@ -36,7 +38,9 @@ def refuse_cuda(asked_for: str) -> None:
 def _cpu_module() -> types.ModuleType:
     """``torch.cpu`` plus the names that verl calls on ``torch.cuda``; memory is the process's resident size."""
     module = types.ModuleType("torch.cpu")
-    module.__dict__.update({name: value for name, value in vars(torch.cpu).items() if not name.startswith("__")})
+    module.__dict__.update(
+        {name: value for name, value in vars(torch.cpu).items() if not name.startswith("__")}
+    )
 
     def resident(*_: Any, **__: Any) -> int:
         return psutil.Process().memory_info().rss

@@ -1,0 +1,176 @@
+"""The whole pipeline, driven by a real scheduler and triggerer, on a real Slurm cluster with real verl."""
+
+from __future__ import annotations
+
+import email
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.airflow_api import ApiError
+from demo.services import run_program
+
+TASKS = [
+    *("check", "prepare.run", "sft.train", "sft.merge"),
+    *("ppo.ray_up", "ppo.submit", "ppo.wait", "ppo.ray_down"),
+    *("merge.run", "upload.run", "summary"),
+]
+
+
+@pytest.fixture(scope="module")
+def full_run(stack: Any) -> str:
+    """One run of everything, with a name that no shell should ever see."""
+    run_id = "full"
+    state = stack.run(run_id, run_name="it's $(touch /tmp/pwned) グ")
+    failed = {task: s for task, s in stack.states(run_id).items() if s not in ("success", "skipped")}
+    assert state == "success", failed | {task: stack.log(run_id, task)[-3000:] for task in failed}
+    return run_id
+
+
+def test_every_task_succeeds(stack: Any, full_run: str) -> None:
+    assert stack.states(full_run) == dict.fromkeys(TASKS, "success")
+
+
+def test_nothing_runs_on_the_cluster_afterwards(stack: Any, full_run: str) -> None:
+    assert stack.squeue() == []
+
+
+def test_the_model_on_the_hub_is_the_one_on_the_cluster(stack: Any, full_run: str, tmp_path: Path) -> None:
+    model = stack.airflow.api().xcom("post_training", full_run, "summary")["model"]
+    argv = [sys.executable, "-m", "demo.hub_client", "verify", model["repo_id"], model["revision"], tmp_path / "m"]
+    files = json.loads(run_program(argv, "download the model", stack.hub.client_environment()))
+    assert files and all(file["matches"] for file in files)
+    here = {file["path"]: file["sha256"] for file in files}
+    assert {file["path"]: file["sha256"] for file in model["files"]}.items() <= here.items()
+    assert "model.safetensors" in here and "config.json" in here and "tokenizer.json" in here
+
+
+def test_ppo_started_from_the_sft_result_and_changed_it(stack: Any, full_run: str) -> None:
+    run_dir = f"{stack.cluster.workspace}/post_training/{full_run}"
+    settings = json.loads(cat(stack, f"{run_dir}/ppo/ray-1/settings.json"))
+    assert settings["actor_path"] == f"{run_dir}/sft/model"
+    sums = stack.cluster.run(
+        "login",
+        ["sha256sum", f"{run_dir}/sft/model/model.safetensors", f"{run_dir}/merge/model/model.safetensors"],
+        user="svc",
+    ).stdout.split()
+    assert sums[0] != sums[2]
+
+
+def test_the_summary_names_every_stages_job_and_times(stack: Any, full_run: str) -> None:
+    rows = stack.airflow.api().xcom("post_training", full_run, "summary")["stages"]
+    assert [row["name"] for row in rows] == ["prepare", "sft", "sft merge", "ray cluster", "ppo", "merge", "upload"]
+    for row in rows:
+        assert row["state"] == "success" and row["job_id"], row
+        assert row["queue_s"] >= 0 and row["run_s"] > 0, row
+
+
+def test_the_output_of_training_is_in_the_tasks_logs(stack: Any, full_run: str) -> None:
+    sft = stack.log(full_run, "sft.train")
+    assert "[n1] " in sft and "[n2] " in sft and "train/loss" in sft
+    assert "critic" in stack.log(full_run, "ppo.wait")
+
+
+def test_the_runs_name_reached_verl_as_text(stack: Any, full_run: str) -> None:
+    settings = json.loads(cat(stack, f"{stack.cluster.workspace}/post_training/{full_run}/sft/attempt-1/settings.json"))
+    assert settings["experiment_name"] == "it's $(touch /tmp/pwned) グ"
+    for host in ("login", "n1", "n2"):
+        assert stack.cluster.run(host, ["test", "-e", "/tmp/pwned"]).returncode != 0
+
+
+def test_the_hub_token_is_left_nowhere(stack: Any, full_run: str) -> None:
+    """Not in Airflow's database or logs, not in any file of the run, not in what Slurm keeps of its jobs."""
+    token = stack.hub.token
+    for file in stack.airflow.home.rglob("*"):
+        if file.is_file() and "token" not in file.name:
+            assert token.encode() not in file.read_bytes(), file
+    found = stack.cluster.run("login", ["grep", "-rlF", token, str(stack.cluster.workspace)])
+    assert found.stdout == ""
+    jobs = stack.cluster.run("ctl", ["scontrol", "show", "job"]).stdout
+    assert token not in jobs
+
+
+def test_a_second_run_finds_model_and_data_there(stack: Any, full_run: str) -> None:
+    assert stack.run("prepare-again", stages=["prepare"]) == "success"
+    states = stack.states("prepare-again")
+    assert states["prepare.run"] == "success" and states["sft.train"] == "skipped"
+    result = stack.airflow.api().xcom("post_training", "prepare-again", "prepare.run")["result"]
+    assert len(result["skipped"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("conf", "said"),
+    [
+        ({"base_model": "$(touch /tmp/pwned)/x"}, "base_model"),
+        ({"base_model": "/no/such/model"}, "/no/such/model cannot be read"),
+        ({"nodes": 9}, "Slurm on cluster 'test' refuses the job"),
+        ({"cluster": "wrong_partition"}, "invalid partition|Invalid partition"),
+        ({"cluster": "wrong_token"}, "the Hub .* refuses the token"),
+        ({"stages": ["upload"]}, "has no model to upload"),
+    ],
+)
+def test_what_cannot_work_fails_in_the_check_before_anything_is_submitted(
+    stack: Any, conf: dict[str, Any], said: str
+) -> None:
+    import re
+
+    run_id = f"bad-{abs(hash(str(conf)))}"
+    assert stack.run(run_id, timeout=120, **conf) == "failed"
+    states = stack.states(run_id)
+    assert states["check"] == "failed" and states["prepare.run"] == "upstream_failed"
+    assert re.search(said, stack.log(run_id, "check"))
+    # A wrong value is not tried again.
+    tries = {t["task_id"]: t["try_number"] for t in stack.airflow.api().tasks("post_training", run_id)}
+    assert tries["check"] == 1
+    assert "hf_wrong_token_123" not in stack.log(run_id, "check")
+
+
+@pytest.mark.parametrize("conf", [{"recipe": "nope"}, {"cluster": "nope"}, {"nodes": 0}, {"stages": ["evil"]}])
+def test_what_the_form_does_not_offer_is_refused_by_the_api(stack: Any, conf: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="400"):
+        stack.trigger(f"refused-{abs(hash(str(conf)))}", **conf)
+
+
+def test_one_failure_is_one_mail_and_one_post_with_the_reason(stack: Any) -> None:
+    stack.alerts.mails.clear()
+    stack.alerts.posts.clear()
+    assert stack.run("alerts", timeout=120, base_model="/no/such/model") == "failed"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (stack.alerts.mails and stack.alerts.posts):
+        time.sleep(0.5)
+    assert len(stack.alerts.mails) == len(stack.alerts.posts) == 1
+    assert "/no/such/model cannot be read" in stack.alerts.posts[0]["text"]
+    mail = email.message_from_string(stack.alerts.mails[0])
+    assert mail["To"] == "team@example.org" and "check failed" in mail["Subject"]
+
+
+def test_marking_a_running_task_failed_cancels_its_job(stack: Any) -> None:
+    stack.trigger("marked", stages=["prepare", "sft"])
+    job = wait_for_job(stack, "marked", "sft.train")
+    path = "/api/v2/dags/post_training/dagRuns/marked/taskInstances/sft.train"
+    stack.airflow.api().ask("PATCH", path, json={"new_state": "failed"})
+    deadline = time.monotonic() + 40
+    state = ""
+    while time.monotonic() < deadline and state != "CANCELLED":
+        state = stack.cluster.run("login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job], user="svc").stdout.strip()
+        time.sleep(1)
+    assert state == "CANCELLED"
+
+
+def wait_for_job(stack: Any, run_id: str, task_id: str, timeout: float = 120) -> str:
+    """The Slurm job of a task that waits for it."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        job = stack.airflow.api().xcom("post_training", run_id, task_id, "slurm_job")
+        if job and stack.states(run_id)[task_id] == "deferred":
+            return str(job["job_id"])
+        time.sleep(1)
+    raise AssertionError(f"{task_id} did not submit its job within {timeout} s: {stack.states(run_id)}")
+
+
+def cat(stack: Any, path: str) -> str:
+    return str(stack.cluster.run("login", ["cat", path], user="svc").stdout)

@@ -1,0 +1,68 @@
+#!/bin/bash
+#SBATCH --partition=gpu
+
+#SBATCH --nodes=2
+
+#SBATCH --ntasks-per-node=1
+
+#SBATCH --cpus-per-task=96
+
+#SBATCH --time=2:00:00
+
+#SBATCH --gpus-per-node=8
+
+#SBATCH --open-mode=append
+
+set -euo pipefail
+umask 077
+
+export ATTEMPT_DIR=/shared/work/d/r/s/attempt-1
+export JOBS_DIR="$ATTEMPT_DIR/jobs"
+cd "$ATTEMPT_DIR"
+
+# The job tells its own end in a file, so that nobody has to ask slurmctld for it. A requeued job starts afresh.
+rm -f outcome.json
+write_outcome() {
+    local code=$?
+    # Killed by a signal means that Slurm may run this job again: then it needs its secrets once more.
+    if [ "$code" -lt 128 ]; then rm -rf "$ATTEMPT_DIR/secrets"; fi
+    printf '{"exit_code": %d, "ended": %s, "restarts": %d}\n' \
+        "$code" "$(date +%s.%N)" "${SLURM_RESTART_COUNT:-0}" > outcome.json.tmp
+    mv outcome.json.tmp outcome.json
+}
+trap write_outcome EXIT
+# With a trap on EXIT alone, bash sees status 0 there when it is ended by SIGTERM (scancel, time limit).
+trap 'exit 143' TERM
+printf '{"job_id": "%s", "started": %s, "nodes": "%s"}\n' \
+    "$SLURM_JOB_ID" "$(date +%s.%N)" "$SLURM_JOB_NODELIST" > started.json
+
+echo "[llm-bridge] $SLURM_JOB_NAME: Slurm job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"
+
+set +u  # module and conda scripts read unset variables
+source /etc/profile.d/modules.sh
+module reset || module purge
+module load hpcx/2.18.1
+set -u
+set +u
+source /opt/conda.sh
+conda activate /envs/verl
+set -u
+IN_ENVIRONMENT=()
+SRUN_OPTIONS=()
+export NCCL_SOCKET_IFNAME=enp25s0np0 GLOO_SOCKET_IFNAME=enp25s0np0
+export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+export NVTE_FUSED_ATTN=0
+if [ -s secrets/wandb ]; then WANDB_API_KEY=$(cat secrets/wandb); export WANDB_API_KEY; fi
+if [ -s secrets/hub ]; then HF_TOKEN=$(cat secrets/hub); export HF_TOKEN; fi
+
+# The nodes meet at the first of them. Inside a container there may be no scontrol, so the name is found here.
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export RENDEZVOUS_HOST=${hosts[0]}
+
+# Since Slurm 22.05 srun no longer takes this from sbatch, and would give each task one CPU.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+
+# One node that fails ends the others: they would wait for it until NCCL's timeout.
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" \
+    bash "$JOBS_DIR/on_node.sh" "${IN_ENVIRONMENT[@]}" python "$JOBS_DIR/sft.py" "$ATTEMPT_DIR/settings.json"
+

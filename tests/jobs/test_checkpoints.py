@@ -1,0 +1,102 @@
+"""checkpoints.py: which checkpoints count, and where training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkpoints import TRACKER, Layout, missing, rewind, start_next_epoch_afresh, tracked_step
+from job_io import JobError
+
+from tests.jobs.support import ppo_checkpoint, sft_checkpoint
+
+CONTENTS = ("model", "optimizer", "extra")
+SFT = Layout.sft(2, CONTENTS, replicas=2)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def test_without_a_checkpoint_training_starts_afresh(tmp_path: Path) -> None:
+    assert rewind(tmp_path, SFT) == 0
+    assert tracked_step(tmp_path) is None
+
+
+def test_training_goes_on_from_the_newest_complete_checkpoint(tmp_path: Path) -> None:
+    sft_checkpoint(tmp_path, 5)
+    sft_checkpoint(tmp_path, 10)
+    assert rewind(tmp_path, SFT) == 10
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_world_size_2_rank_1.pt",
+        "optim_world_size_2_rank_0.pt",
+        "extra_state_world_size_2_rank_1.pt",
+        "data_1.pt",
+        "fsdp_config.json",
+    ],
+)
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft_checkpoint(tmp_path, 5)
+    (sft_checkpoint(tmp_path, 10) / name).unlink()
+    assert rewind(tmp_path, SFT) == 5
+    assert tracked_step(tmp_path) == 5, "verl reads the tracker"
+    assert "step 10 is incomplete" in capsys.readouterr().out
+
+
+def test_a_file_that_was_cut_off_counts_as_missing(tmp_path: Path) -> None:
+    sft_checkpoint(tmp_path, 5)
+    cut_off(sft_checkpoint(tmp_path, 10) / "optim_world_size_2_rank_1.pt")
+    assert rewind(tmp_path, SFT) == 5
+
+
+def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
+    sft_checkpoint(tmp_path, 10)
+    sft_checkpoint(tmp_path, 9)
+    assert rewind(tmp_path, SFT) == 10
+
+
+def test_when_no_checkpoint_is_complete_verl_is_told_to_start_afresh(tmp_path: Path) -> None:
+    (sft_checkpoint(tmp_path, 10) / "data_0.pt").unlink()
+    assert rewind(tmp_path, SFT) == 0
+    assert not (tmp_path / TRACKER).exists()
+
+
+def test_a_tracker_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
+    sft_checkpoint(tmp_path, 5)
+    (tmp_path / TRACKER).write_text("")
+    assert rewind(tmp_path, SFT) == 5
+    assert tracked_step(tmp_path) == 5
+
+
+def test_another_number_of_processes_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    sft_checkpoint(tmp_path, 5, processes=4)
+    with pytest.raises(JobError, match=r"written by 4 processes and this job has 2.*start a new run"):
+        rewind(tmp_path, SFT)
+
+
+@pytest.mark.parametrize("lost", ["data.pt", "critic/model_world_size_2_rank_0.pt", "actor/fsdp_config.json"])
+def test_ppo_needs_actor_critic_and_the_place_in_the_data(lost: str, tmp_path: Path) -> None:
+    layout = Layout.ppo(2, CONTENTS)
+    assert layout.is_complete(ppo_checkpoint(tmp_path, 1))
+    (ppo_checkpoint(tmp_path, 2) / lost).unlink()
+    assert rewind(tmp_path, layout) == 1
+
+
+def test_contents_that_were_not_to_be_saved_are_not_missed(tmp_path: Path) -> None:
+    checkpoint = sft_checkpoint(tmp_path, 5)
+    (checkpoint / "optim_world_size_2_rank_0.pt").unlink()
+    assert missing(checkpoint, ["model", "extra", "hf_model"]) == []
+    assert missing(checkpoint, CONTENTS) == ["optim_world_size_2_rank_0.pt"]
+
+
+def test_a_checkpoint_at_an_epochs_end_forgets_its_place_and_stays_complete(tmp_path: Path) -> None:
+    checkpoint = sft_checkpoint(tmp_path, 4)
+    start_next_epoch_afresh(checkpoint)
+    assert not list(checkpoint.glob("data_?.pt"))
+    assert rewind(tmp_path, SFT) == 4
