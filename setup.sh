@@ -32,13 +32,14 @@ seconds_since() { printf '%d.%d' $((($(now_ms) - $1) / 1000)) $((($(now_ms) - $1
 now_ms() { printf '%s' "$((${EPOCHREALTIME/[.,]/} / 1000))"; }
 
 # step NAME LOG COMMAND...: run a command with its output in a log; one line when it is done, the log's end if it fails.
+# Call it bare: in `step ... || ...` bash would ignore `set -e` inside the command, too.
 step() {
     local name=$1 log=$2 begin
     shift 2
     begin=$(now_ms)
-    # A child with `set -e` of its own: inside an `if`, bash would ignore it. And Ctrl-C must end it, which bash
-    # has background commands ignore.
-    (trap - INT; set -e; "$@") </dev/null >"$log" 2>&1 &
+    # A child, waited for: directly inside an `if`, too, bash would ignore `set -e`. Ctrl-C must end it, which bash has
+    # background commands ignore.
+    (trap - INT; "$@") </dev/null >"$log" 2>&1 &
     if wait $!; then
         printf 'setup: %-16s installed in %s s\n' "$name" "$(seconds_since "$begin")"
     else
@@ -92,7 +93,7 @@ system_packages() {
     fi
     trap allow_starting EXIT
     forbid_starting
-    step "system packages" "$logs/apt.log" install_packages "${missing[@]}" || exit 1
+    step "system packages" "$logs/apt.log" install_packages "${missing[@]}"
     allow_starting
     trap - EXIT
 }

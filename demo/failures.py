@@ -11,6 +11,8 @@ from typing import Any
 # It fails because something else did.
 CONSEQUENCE = "summary"
 LINES = 12
+# What Airflow itself writes into every task's log.
+AIRFLOWS_OWN = ("task", "py.warnings", "airflow.dag_processing.", "airflow.task.hooks.")
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,13 @@ def error_lines(log: Path) -> list[str]:
 
 
 def last_line(files: list[Path]) -> str:
-    """The newest line that a task logged for people; empty if there is none."""
+    """The newest line that a task or its job wrote; empty if there is none."""
     for file in reversed(files):
         for entry in reversed(list(entries(file, tail=20_000))):
-            event = str(entry.get("event", "")).strip()
-            if event and not event.startswith("::") and entry.get("level") != "debug":
-                return event.splitlines()[-1].strip()
+            text = str(entry.get("event", "")).strip()
+            logger = entry.get("logger")
+            if text and logger and not str(logger).startswith(AIRFLOWS_OWN):
+                return text.splitlines()[-1].strip()
     return ""
 
 

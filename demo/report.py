@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from demo.failures import Failure
 from demo.stages import Row
 
-COLOURS = {"done": "green", "failed": "red", "upstream failed": "red", "skipped": "dim", "running": "yellow"}
+COLOURS = {"done": "green", "failed": "red", "not run": "red", "skipped": "dim", "running": "yellow"}
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+JOB_WIDTH = 22
 
 
 def build(
@@ -72,20 +77,27 @@ def final_rows(rows: list[Row], summary: dict[str, Any] | None) -> list[dict[str
     return list(seen.values())
 
 
-def table(rows: list[Row], width: int, title: str = "", with_log: bool = True) -> Table:
-    """The stages as a table that fits `width` columns."""
-    shown = Table(title=title, title_justify="left", title_style="", expand=False, pad_edge=False)
-    shown.add_column("stage", no_wrap=True)
-    shown.add_column("state", no_wrap=True)
-    shown.add_column("job", no_wrap=True, max_width=24 if with_log else None, overflow="ellipsis")
-    shown.add_column("queue s", justify="right", no_wrap=True)
-    shown.add_column("run s", justify="right", no_wrap=True)
+def table(rows: list[Row], title: str = "", with_log: bool = True) -> Table:
+    """The stages as a table; the log's column gets the width that the others leave."""
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="",
+        pad_edge=False,
+        collapse_padding=True,
+        expand=with_log,
+    )
+    shown.add_column("stage", no_wrap=True, min_width=11)
+    shown.add_column("state", no_wrap=True, min_width=9)
+    job_width = JOB_WIDTH if with_log else None
+    shown.add_column("job", no_wrap=True, min_width=job_width, max_width=job_width, overflow="ellipsis")
+    shown.add_column("queue s", justify="right", no_wrap=True, min_width=7)
+    shown.add_column("run s", justify="right", no_wrap=True, min_width=6)
     if with_log:
-        rest = max(16, width - 66)
-        shown.add_column("newest line of the log", no_wrap=True, overflow="ellipsis", max_width=rest)
+        shown.add_column("newest line of the log", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
-        colour = COLOURS.get(row.word, "")
-        state = f"[{colour}]{row.word}[/]" if colour else row.word
+        state = Text(row.word, style=COLOURS.get(row.word, ""))
         cells = (row.name, state, row.job_id or "", _seconds(row.queue_s), _seconds(row.run_s))
         shown.add_row(*cells, *([_plain(row.detail)] if with_log else []))
     return shown
@@ -95,7 +107,7 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _plain(text: str) -> str:
-    """A log line may hold what rich takes for its own markup, or control characters."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    return printable.replace("[", "\\[")
+def _plain(text: str) -> Text:
+    """A log line may hold colours, control characters, and what rich takes for its own markup."""
+    plain = ANSI.sub("", text)
+    return Text("".join(letter if letter.isprintable() else " " for letter in plain))

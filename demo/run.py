@@ -156,7 +156,7 @@ def check_model(demo: Demo, outcome: Outcome) -> None:
     repo_id, revision = outcome.model["repo_id"], outcome.model["revision"]
     target = paths.DEMO / "model"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.rmtree(paths.DEMO / "hf-home" / "hub", ignore_errors=True)  # from the Hub, not from a cache
+    shutil.rmtree(demo.hub.client_cache, ignore_errors=True)  # from the Hub, not from a cache
     argv: list[Any] = [paths.airflow_python(), "-m", "demo.hub_client", "verify", repo_id, revision, target]
     files = json.loads(run_program(argv, "download the model", demo.hub.client_environment()))
     on_cluster = {file["path"]: file["sha256"] for file in outcome.model["files"]}
@@ -177,7 +177,7 @@ def summarise(demo: Demo, console: Console, outcome: Outcome, facts: dict[str, A
     """The end of the demo on the screen."""
     rows = [Row(**row) for row in facts["stages"]]
     console.print()
-    console.print(report.table(rows, console.width, f"run {facts.get('run_id', '')}", with_log=False))
+    console.print(report.table(rows, f"run {facts.get('run_id', '')}", with_log=False))
     if outcome.failure:
         console.print(outcome.failure.text(), markup=False, highlight=False, style="red")
     if outcome.model and outcome.model.get("repo_id"):

@@ -60,6 +60,11 @@ class Hub:
         """Address for this machine; jobs use http://hub:8090."""
         return f"http://{LOOPBACK}:{self.port}"
 
+    @property
+    def client_cache(self) -> Path:
+        """HF_HOME of clients on this machine."""
+        return self.directory / "client"
+
     def answers(self) -> bool:
         """Whether it is up, and is the one that knows our token."""
         headers = {"Authorization": f"Bearer {self.token}"}
@@ -91,7 +96,7 @@ class Hub:
             **own,
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": self.token,
-            "HF_HOME": str(paths.DEMO / "hf-home"),
+            "HF_HOME": str(self.client_cache),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -37,7 +37,7 @@ def follow(stages: Stages, console: Console, timeout: float, heading: str) -> tu
         def draw(rows: list[Row], others: list[tuple[str, str]]) -> None:
             busy = ", ".join(f"{name} {state}" for name, state in others if state in ("running", "failed"))
             title = f"{heading}   {time.monotonic() - begin:.0f} s   {busy}"
-            live.update(table(rows, console.width, title))
+            live.update(table(rows, title))
 
         return _until_ended(stages, timeout, draw)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.airflow_api import AirflowApi
-from demo.failures import last_line
+from demo.failures import error_lines, last_line
 
 # Row -> the task that it shows, as in llm_bridge.summary (importing that costs 5 s: it imports Airflow).
 TASKS = {
@@ -24,8 +24,16 @@ TASKS = {
 }
 PPO, PPO_SUBMIT = "ppo.wait", "ppo.submit"
 ACTIVE = {"scheduled", "queued", "running", "deferred"}
+BROKEN = {"failed", "up_for_retry"}
 # Airflow's words that would mislead here: a deferred task has a job that queues or runs.
-WORDS = {None: "", "scheduled": "starting", "queued": "starting", "deferred": "running", "success": "done"}
+WORDS = {
+    None: "",
+    "scheduled": "starting",
+    "queued": "starting",
+    "deferred": "running",
+    "success": "done",
+    "upstream_failed": "not run",
+}
 
 
 @dataclass
@@ -39,7 +47,7 @@ class Row:
         queue_s: seconds in Slurm's queue so far.
         run_s: seconds of running so far.
         phase: the job's own: `queued`, `running`, `ended`; None without one.
-        detail: newest line of the task's log.
+        detail: newest line of the task's log, or why it failed.
     """
 
     name: str
@@ -99,8 +107,16 @@ class Stages:
         elif row.job_id:
             # A Ray job has no queue of its own: it waited with its cluster.
             row.queue_s, row.run_s = 0.0, _seconds(task)
-        row.detail = last_line(self.logs(task["task_id"]))
+        row.detail = self._detail(task)
         return row
+
+    def _detail(self, task: dict[str, Any]) -> str:
+        if task["state"] in ACTIVE:
+            return last_line(self.logs(task["task_id"]))
+        if task["state"] in BROKEN:
+            causes = (error_lines(file) for file in reversed(self.logs(task["task_id"])))
+            return next((cause[0] for cause in causes if cause), "")
+        return ""
 
     def _job(self, task: dict[str, Any]) -> dict[str, Any]:
         """Job id and directory as the task stored them; asked for once a try."""

@@ -145,11 +145,11 @@ def train(settings: Settings) -> dict[str, Any]:
 def _run_verl(verl_arguments: list[str]) -> None:
     from verl.trainer import main_ppo
 
-    settings_file, sys.argv = sys.argv, ["verl.trainer.main_ppo", *verl_arguments]  # hydra reads sys.argv
+    before, sys.argv = sys.argv, ["verl.trainer.main_ppo", *verl_arguments]  # hydra reads sys.argv
     try:
         main_ppo.main()
     finally:
-        sys.argv = settings_file
+        sys.argv = before
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ prepare the same one.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,18 @@ def prepare_data(settings: Settings, skipped: list[str]) -> list[str]:
         say(f"data: {final} is there already ({read_json(final / MARKER)}); to fetch it again, remove it")
         skipped.append("data")
         return files
-    unfinished = final.with_name(f"{final.name}.unfinished")
-    if source.startswith("/"):
-        origin, revision = Path(source), None
-    else:
-        origin = final.with_name(f"{final.name}.download")
-        revision = hub_files.download_data(source, config, origin, final)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    for split in gsm8k.SPLITS:
-        rows = gsm8k.convert(origin, config, split, unfinished / f"{split}.parquet")
-        say(f"data: {rows} rows of {split} from {source}")
-    install(unfinished, final, {"source": source, "config": config, "revision": revision})
-    if revision:
-        shutil.rmtree(origin, ignore_errors=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # A place of this process's own: data are small, so nothing is lost by fetching them twice.
+    with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as scratch:
+        origin, unfinished, revision = Path(source), Path(scratch) / "ready", None
+        if not source.startswith("/"):
+            origin = Path(scratch) / "download"
+            revision = hub_files.download_data(source, config, origin, final)
+        unfinished.mkdir()
+        for split in gsm8k.SPLITS:
+            rows = gsm8k.convert(origin, config, split, unfinished / f"{split}.parquet")
+            say(f"data: {rows} rows of {split} from {source}")
+        install(unfinished, final, {"source": source, "config": config, "revision": revision})
     return files
 
 
@@ -104,7 +104,21 @@ def prepare_model(settings: Settings, skipped: list[str]) -> str:
         say(f"model: {final} is there already ({read_json(final / MARKER)}); to fetch it again, remove it")
         skipped.append("model")
         return str(final)
-    unfinished = final.with_name(f"{final.name}.unfinished")  # kept after a failure: the next try goes on
+    try:
+        revision = _fetch_model(source, final)
+    except (JobError, FileNotFoundError):
+        # Two runs share a download, so that a large one goes on where it was cut off; the faster one has moved
+        # it away under the other's hands.
+        if not is_there(final, {"source": source}):
+            raise
+        shutil.rmtree(_unfinished(final), ignore_errors=True)
+        revision = read_json(final / MARKER)["revision"]
+    say(f"model: {source} at {revision} in {final}")
+    return str(final)
+
+
+def _fetch_model(source: str, final: Path) -> str:
+    unfinished = _unfinished(final)
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     revision = hub_files.download_model(source, unfinished, final)
     if lacking := lacking_in_model(unfinished):
@@ -112,8 +126,11 @@ def prepare_model(settings: Settings, skipped: list[str]) -> str:
             f"{source} on the Hub is not a model with tokenizer and weights: no {', no '.join(lacking)}"
         )
     install(unfinished, final, {"source": source, "revision": revision})
-    say(f"model: {source} at {revision} in {final}")
-    return str(final)
+    return revision
+
+
+def _unfinished(final: Path) -> Path:
+    return final.with_name(f"{final.name}.unfinished")
 
 
 def _check_model(model: Path) -> None:

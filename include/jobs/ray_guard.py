@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import ray_health
@@ -68,9 +69,9 @@ class Guard:
         say(f"head on {self.head}, {self.head_ip}, ports from {block}; nodes: {' '.join(self.nodes)}")
         place = [f"--head={self.head}", f"--head-ip={self.head_ip}", f"--block={block}"]
         self.step = subprocess.Popen([*command, *place])
-        self._wait_until_joined()
+        addresses = self._wait_until_joined()
         self._test()
-        self._publish()
+        self._publish(addresses)
         self._watch()
 
     @property
@@ -103,7 +104,8 @@ class Guard:
         self.phases[name] = time.time()
         say(f"{text} after {self.phases[name] - self.phases['environment']:.1f} s")
 
-    def _wait_until_joined(self) -> None:
+    def _wait_until_joined(self) -> dict[str, str]:
+        """Wait until every node is there with its GPUs; node -> IP."""
         minutes = self.settings["ready_minutes"]
         deadline = time.monotonic() + minutes * 60
         next_word = time.monotonic() + STILL_WAITING_SECONDS
@@ -117,9 +119,9 @@ class Guard:
                 self._phase("head_up", "head up")
             if not gone:
                 self._phase("workers_joined", f"all {len(self.nodes)} nodes joined")
-                return
+                return {row["node_name"]: row["node_ip"] for row in rows}
             reports = self.reports.read()
-            self._end_if(ray_health.failed(reports))
+            self._end_if(ray_health.failed(reports) or ray_health.dead(rows, self.nodes))
             if self.step.poll() is not None:
                 raise Ending(ray_health.step_ended(self.step.returncode, reports))
             if time.monotonic() > deadline:
@@ -142,47 +144,50 @@ class Guard:
                 kind = "a wrong" if token else "no"
                 told = f"with {kind} token the dashboard answers HTTP {status}, not {wanted}: it is not protected"
                 raise Ending(Verdict("test_failed", told, (self.head,), retry=False))
-        for node, report in self.reports.read().items():
+        reports = self.reports.read()
+        known = [node for node in self.nodes if "block" in reports.get(node, {})]  # NFS may be a little late
+        for node in known:
+            report = reports[node]
             raylet = f"{report['ip']}:{ray_ports.ports(report['block'])['node_manager']}"
             if not ray_network.answers(raylet):
                 told = f"{self.head} cannot connect to Ray on {node} at {raylet}; check the nodes' network"
                 raise Ending(Verdict("test_failed", told, (node,)))
         self._phase("verified", "verified")
 
-    def _publish(self) -> None:
-        gpus, reports = self.settings["gpus_per_node"], self.reports.read()
+    def _publish(self, addresses: dict[str, str]) -> None:
+        gpus = self.settings["gpus_per_node"]
         cluster = {
             "job_id": os.environ["SLURM_JOB_ID"],
             "head_node": self.head,
             "gcs_address": f"{self.head_ip}:{self.port['gcs']}",
             "dashboard": self.dashboard.url,
-            "nodes": [{"name": node, "ip": reports[node]["ip"]} for node in self.nodes],
+            "nodes": [{"name": node, "ip": addresses[node]} for node in self.nodes],
             "gpus_per_node": gpus,
             "total_gpus": gpus * len(self.nodes),
-            "python": reports[self.head]["python"],
+            "python": self.reports.read()[self.head]["python"],
             "phases": self.phases,
         }
         write_json(self.attempt_dir / "cluster.json", cluster)
         say(f"ready: {len(self.nodes)} nodes, {cluster['total_gpus']} GPUs, dashboard {self.dashboard.url}")
 
     def _watch(self) -> None:
-        watch = Watch(self.head, time.monotonic(), self.settings.get("idle_minutes"))
+        watch = Watch(self.nodes, time.monotonic(), self.settings.get("idle_minutes"))
         while True:
             self._end_if(watch.look(self._look()))
             time.sleep(CHECK_SECONDS)
 
     def _look(self) -> Seen:
-        error, gone, is_busy = None, None, None
+        error, rows, is_busy = None, None, None
         try:
             self.dashboard.check_gcs()
-            gone = ray_health.missing(self.dashboard.nodes(), self.nodes, self.settings["gpus_per_node"])
+            rows = self.dashboard.nodes()
             if self.settings.get("idle_minutes") is not None:
                 is_busy = ray_health.busy(self.dashboard.jobs())
         except NoAnswer as no_answer:
             error = str(no_answer)
             say(f"warning: Ray on {self.head} does not answer: {error}")
         code = self.step.poll()
-        return Seen(time.monotonic(), code, self.reports.read(), error, gone, is_busy)
+        return Seen(time.monotonic(), code, self.reports.read(), error, rows, is_busy)
 
     def _end_if(self, verdict: Verdict | None) -> None:
         if verdict is not None:
@@ -253,7 +258,10 @@ def main() -> int:
         return 128 + signal.SIGTERM
     except Ending as ending:
         verdict = ending.verdict
+    except RuntimeError as error:  # no address, no free port
+        verdict = Verdict("cannot_start", str(error))
     except Exception as error:
+        traceback.print_exc()
         verdict = Verdict("internal_error", f"{type(error).__name__}: {error}")
     try:
         say(f"{'ending' if verdict.exit_code == 0 else 'error'}: {verdict.reason}")

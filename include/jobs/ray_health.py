@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 GCS_FAILURES = 3  # checks in a row; a busy head may miss one
-NODE_FAILURES = 2
+NOT_JOINED = "has not joined"
 ACTIVE = ("PENDING", "RUNNING")  # Ray's job states that are no end (ray/dashboard/modules/job/common.py)
 
 
@@ -30,32 +30,40 @@ def missing(rows: list[dict], nodes: list[str], gpus: int) -> dict[str, str]:
     """Nodes that are not there with all their GPUs yet -> what Ray knows of them.
 
     Args:
-        rows: of the state API's nodes.
+        rows: the nodes of Ray's state API.
         nodes: names of all nodes of the allocation.
         gpus: how many each has to bring.
     """
-    alive = {row["node_name"]: row for row in rows if row["state"] == "ALIVE"}
-    dead = {row["node_name"]: row for row in rows if row["state"] != "ALIVE"}
-    why = {}
-    for node in nodes:
-        if node in alive:
-            have = int((alive[node].get("resources_total") or {}).get("GPU", 0))
-            if have < gpus:
-                why[node] = f"joined with {have} of {gpus} GPUs"
-        elif node in dead:
-            why[node] = f"joined and died: {dead[node].get('state_message') or 'Ray does not say why'}"
-        else:
-            why[node] = "has not joined"
-    return why
+    have = {row["node_name"]: int((row.get("resources_total") or {}).get("GPU", 0)) for row in _alive(rows)}
+    absent = {node: NOT_JOINED for node in nodes if node not in have}
+    poor = {node: f"joined with {have[node]} of {gpus} GPUs" for node in nodes if have.get(node, gpus) < gpus}
+    return {**absent, **poor}
+
+
+def dead(rows: list[dict], nodes: list[str]) -> Verdict | None:
+    """Nodes that Ray has given up, which is for ever: its GCS asked several times before (health_check_*)."""
+    alive = {row["node_name"] for row in _alive(rows)}
+    gone = {row["node_name"]: row.get("state_message") for row in rows if row["node_name"] not in alive}
+    lost = [node for node in nodes if node in gone]
+    if not lost:
+        return None
+    told = ", ".join(f"worker {node} died ({gone[node] or 'Ray does not say why'})" for node in lost)
+    return Verdict("worker_dead", told, tuple(lost))
+
+
+def _alive(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row["state"] == "ALIVE"]
 
 
 def failed(reports: dict[str, dict]) -> Verdict | None:
-    """Nodes that say themselves that Ray could not start or has ended."""
-    bad = {node: report["message"] for node, report in reports.items() if report["state"] == "failed"}
+    """Nodes that say themselves that Ray could not start or has ended; the first one to say so comes first."""
+    bad = [node for node, report in reports.items() if report["state"] == "failed"]
     if not bad:
         return None
-    told = "; ".join(f"{node}: {message}" for node, message in bad.items())
-    return Verdict("node_failed", told, tuple(bad))
+    bad.sort(key=lambda node: reports[node]["at"])
+    return Verdict(
+        "node_failed", "; ".join(f"{node}: {reports[node]['message']}" for node in bad), tuple(bad)
+    )
 
 
 def step_ended(code: int, reports: dict[str, dict]) -> Verdict:
@@ -69,9 +77,9 @@ def not_joined(gone: dict[str, str], reports: dict[str, dict], count: int, minut
     """The deadline has passed: name the nodes that are not there, with what they last said of themselves."""
     told = []
     for node, why in gone.items():
-        if why == "has not joined":
-            report = reports.get(node)
-            why = report["message"] if report else "gave no sign of life: srun could not start its task"
+        if why == NOT_JOINED:
+            silent = {"message": "gave no sign of life: srun could not start its task"}
+            why = reports.get(node, silent)["message"]
         told.append(f"{node} ({why})")
     reason = f"{len(gone)} of {count} nodes did not join within {minutes:g} minutes: {', '.join(told)}"
     return Verdict("not_ready", reason, tuple(gone))
@@ -85,18 +93,17 @@ class Seen:
     step_code: int | None = None
     reports: dict[str, dict] = field(default_factory=dict)
     gcs_error: str | None = None
-    missing: dict[str, str] | None = None
+    rows: list[dict] | None = None
     busy: bool | None = None
 
 
 class Watch:
     """Decides after each look whether the cluster goes on."""
 
-    def __init__(self, head: str, now: float, idle_minutes: float | None) -> None:
-        self.head, self.idle_minutes = head, idle_minutes
+    def __init__(self, nodes: list[str], now: float, idle_minutes: float | None) -> None:
+        self.nodes, self.head, self.idle_minutes = nodes, nodes[0], idle_minutes
         self.active_at = now
         self.gcs_failures = 0
-        self.node_failures: dict[str, int] = {}
 
     def look(self, seen: Seen) -> Verdict | None:
         """Take in one look; a Verdict when the cluster has to end."""
@@ -108,17 +115,7 @@ class Watch:
         self.gcs_failures = self.gcs_failures + 1 if seen.gcs_error else 0
         if self.gcs_failures >= GCS_FAILURES:
             return Verdict("gcs_dead", f"GCS on {self.head} does not answer ({seen.gcs_error})", (self.head,))
-        return self._dead_workers(seen) or self._idle(seen)
-
-    def _dead_workers(self, seen: Seen) -> Verdict | None:
-        if seen.missing is None:
-            return None
-        self.node_failures = {node: self.node_failures.get(node, 0) + 1 for node in seen.missing}
-        dead = [node for node, count in self.node_failures.items() if count >= NODE_FAILURES]
-        if not dead:
-            return None
-        told = ", ".join(f"worker {node} died ({seen.missing[node]})" for node in dead)
-        return Verdict("worker_dead", told, tuple(dead))
+        return dead(seen.rows or [], self.nodes) or self._idle(seen)
 
     def _idle(self, seen: Seen) -> Verdict | None:
         if seen.busy is not False:  # also when unknown: that is never read as idle

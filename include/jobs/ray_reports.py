@@ -6,6 +6,7 @@ ray_node.py writes, ray_guard.py reads.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ def say(text: str, node: str = "") -> None:
 class NodeReports:
     """The reports of one cluster.
 
-    A report has `state` (starting, waiting, running, stopped or failed) and `message`, which goes on after the node's
-    name: "waits for the head". As they become known: `ip`, `block` (first port), `gpus`, `cpus`, `python`.
+    A report has `state` (starting, waiting, running, stopped or failed), `message`, which goes on after the
+    node's name ("waits for the head"), and `at`, when. As they become known: `ip`, `block` (first port), `gpus`,
+    `cpus`, `python`.
     """
 
     def __init__(self, attempt_dir: Path) -> None:
@@ -30,7 +32,7 @@ class NodeReports:
     def write(self, node: str, report: dict[str, Any]) -> None:
         """Say how a node is doing."""
         self.folder.mkdir(exist_ok=True)
-        write_json(self.folder / f"{node}.json", report)
+        write_json(self.folder / f"{node}.json", {**report, "at": time.time()})
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Node name -> its report, of the nodes that wrote one."""

@@ -107,14 +107,14 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             recipe or recipes[0],
             enum=recipes,
             title="Recipe",
-            description="What to train: a file in `include/recipes`.",
+            description="What to train: a file in include/recipes.",
         ),
         "cluster": Param(
-            None,
-            type=["null", "string"],
-            enum=[None, *clusters],
+            "",
+            enum=["", *clusters],
+            values_display={"": "(the recipe's)"},
             title="Cluster",
-            description="Where to train: a file in `include/clusters`. Empty: the recipe's.",
+            description="Where to train: a file in include/clusters.",
         ),
         "run_name": Param(
             None,
@@ -127,13 +127,13 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             None,
             type=["null", "string"],
             title="Base model",
-            description="`OWNER/NAME` on the Hub, or an absolute path on the cluster. Empty: the recipe's.",
+            description="OWNER/NAME on the Hub, or an absolute path on the cluster. Empty: the recipe's.",
         ),
         "repo_id": Param(
             None,
             type=["null", "string"],
             title="Upload to",
-            description="`OWNER/NAME` on the Hub. Empty: the recipe's.",
+            description="OWNER/NAME on the Hub. Empty: the recipe's.",
         ),
         "nodes": Param(
             None,
@@ -148,7 +148,7 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             items={"type": "string", "enum": list(STAGES)},
             examples=list(STAGES),
             title="Stages",
-            description="Those left out are skipped. Without `sft`, PPO starts from the base model.",
+            description="Those left out are skipped. Without sft, PPO starts from the base model.",
         ),
     }
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,20 +38,7 @@ def assets(cluster_python: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return directory
 
 
-@pytest.fixture
-def attempt(tmp_path: Path) -> Callable[..., Path]:
-    """Make an attempt's directory with these settings; returns the path of settings.json."""
-
-    def make(stage: str, settings: dict[str, Any]) -> Path:
-        directory = tmp_path / stage / "attempt-1"
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        return directory / "settings.json"
-
-    return make
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launch(cluster_python: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a launcher to its end, as a batch script does, with only these variables added."""
 

@@ -13,6 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = ROOT / "include" / "jobs"
 
 
+def attempt(root: Path, stage: str, settings: dict[str, Any]) -> Path:
+    """Make an attempt's directory with these settings; returns the path of settings.json."""
+    directory = root / stage / "attempt-1"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    return directory / "settings.json"
+
+
 def sft_settings(**changes: Any) -> dict[str, Any]:
     """A complete settings.json of the sft stage."""
     return {

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.support import ROOT
+from tests.jobs.support import ROOT, attempt
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-Attempt = Callable[..., Path]
 TOKEN = "hf_demoWritesHere"
 
 
@@ -84,9 +83,9 @@ def rows(python: str, path: str) -> list[dict[str, Any]]:
 
 
 def test_data_and_model_of_directories_are_ready_for_sft_and_ppo(
-    launch: Launch, attempt: Attempt, assets: Path, tmp_path: Path, cluster_python: str
+    launch: Launch, assets: Path, tmp_path: Path, cluster_python: str
 ) -> None:
-    settings = attempt("prepare", local(tmp_path, assets))
+    settings = attempt(tmp_path, "prepare", local(tmp_path, assets))
     done = launch("prepare.py", settings)
     assert done.returncode == 0, done.stderr
     result = outcome(settings)
@@ -105,10 +104,8 @@ def test_data_and_model_of_directories_are_ready_for_sft_and_ppo(
     assert first["prompt"][0]["content"].startswith(first["extra_info"]["question"])
 
 
-def test_what_is_there_already_is_kept(
-    launch: Launch, attempt: Attempt, assets: Path, tmp_path: Path
-) -> None:
-    settings = attempt("prepare", local(tmp_path, assets))
+def test_what_is_there_already_is_kept(launch: Launch, assets: Path, tmp_path: Path) -> None:
+    settings = attempt(tmp_path, "prepare", local(tmp_path, assets))
     launch("prepare.py", settings)
     before = os.stat(outcome(settings)["train_files"]).st_mtime_ns
     again = launch("prepare.py", settings)
@@ -118,9 +115,9 @@ def test_what_is_there_already_is_kept(
 
 
 def test_both_come_from_the_hub_at_a_commit_that_is_written_down(
-    launch: Launch, attempt: Attempt, hub: dict[str, str], tmp_path: Path
+    launch: Launch, hub: dict[str, str], tmp_path: Path
 ) -> None:
-    settings = attempt("prepare", wanted(tmp_path))
+    settings = attempt(tmp_path, "prepare", wanted(tmp_path))
     done = launch("prepare.py", settings, **hub)
     assert done.returncode == 0, done.stdout + done.stderr
     model = tmp_path / "models" / "model"
@@ -140,7 +137,7 @@ def test_both_come_from_the_hub_at_a_commit_that_is_written_down(
     [
         (
             {"HF_ENDPOINT": "http://127.0.0.1:9"},
-            ["cannot be reached from", "no internet", "hf download", "data.source"],
+            ["cannot be reached from", "no internet", "data.source", "hf download"],
         ),
         ({"HF_HUB_OFFLINE": "1"}, ["cannot be reached", "hf download"]),
         ({"HF_TOKEN": "hf_wrong"}, ["refused the token", "hub.conn_id"]),
@@ -151,11 +148,10 @@ def test_a_hub_that_cannot_be_used_is_told_with_what_to_do(
     variables: dict[str, str],
     texts: list[str],
     launch: Launch,
-    attempt: Attempt,
     hub: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    settings = attempt("prepare", wanted(tmp_path))
+    settings = attempt(tmp_path, "prepare", wanted(tmp_path))
     done = launch("prepare.py", settings, **{**hub, **variables})
     assert done.returncode == 1
     reason = outcome(settings, "reason")["reason"]
@@ -165,20 +161,20 @@ def test_a_hub_that_cannot_be_used_is_told_with_what_to_do(
 
 
 def test_a_repository_that_does_not_exist_is_told(
-    launch: Launch, attempt: Attempt, hub: dict[str, str], assets: Path, tmp_path: Path
+    launch: Launch, hub: dict[str, str], assets: Path, tmp_path: Path
 ) -> None:
-    settings = attempt("prepare", wanted(tmp_path, assets / "gsm8k-tiny", "demo/nothing"))
+    settings = attempt(tmp_path, "prepare", wanted(tmp_path, assets / "gsm8k-tiny", "demo/nothing"))
     launch("prepare.py", settings, **hub)
     assert "base_model" in outcome(settings, "reason")["reason"]
     assert "knows no model demo/nothing" in outcome(settings, "reason")["reason"]
 
 
 def test_two_runs_that_prepare_the_same_at_once_both_succeed(
-    attempt: Attempt, hub: dict[str, str], cluster_python: str, tmp_path: Path
+    hub: dict[str, str], cluster_python: str, tmp_path: Path
 ) -> None:
     environ = {**os.environ, **hub}
     launcher = str(ROOT / "include" / "jobs" / "prepare.py")
-    files = [attempt(f"prepare{n}", wanted(tmp_path)) for n in range(2)]
+    files = [attempt(tmp_path, f"prepare{n}", wanted(tmp_path)) for n in range(2)]
     both = [
         subprocess.Popen([cluster_python, launcher, str(f)], env=environ, stderr=subprocess.PIPE, text=True)
         for f in files
@@ -201,33 +197,33 @@ def change(python: str, path: Path, code: str) -> None:
     ],
 )
 def test_data_of_another_shape_are_told_with_file_and_place(
-    code: str, text: str, launch: Launch, attempt: Attempt, assets: Path, tmp_path: Path, cluster_python: str
+    code: str, text: str, launch: Launch, assets: Path, tmp_path: Path, cluster_python: str
 ) -> None:
     data = Path(shutil.copytree(assets / "gsm8k-tiny", tmp_path / "own"))
     change(cluster_python, data / "main" / "test-00000-of-00001.parquet", code)
-    settings = attempt("prepare", {**local(tmp_path, assets), "data_source": str(data)})
+    settings = attempt(tmp_path, "prepare", {**local(tmp_path, assets), "data_source": str(data)})
     launch("prepare.py", settings)
     reason = outcome(settings, "reason")["reason"]
     assert text in reason and "test-00000-of-00001.parquet" in reason
 
 
 def test_data_without_a_test_split_are_told_what_is_needed(
-    launch: Launch, attempt: Attempt, assets: Path, tmp_path: Path
+    launch: Launch, assets: Path, tmp_path: Path
 ) -> None:
     data = Path(shutil.copytree(assets / "gsm8k-tiny", tmp_path / "own"))
     (data / "main" / "test-00000-of-00001.parquet").unlink()
-    settings = attempt("prepare", {**local(tmp_path, assets), "data_source": str(data)})
+    settings = attempt(tmp_path, "prepare", {**local(tmp_path, assets), "data_source": str(data)})
     launch("prepare.py", settings)
     assert "no main/test-*.parquet" in outcome(settings, "reason")["reason"]
 
 
 def test_a_directory_that_holds_other_data_is_not_overwritten(
-    launch: Launch, attempt: Attempt, assets: Path, tmp_path: Path
+    launch: Launch, assets: Path, tmp_path: Path
 ) -> None:
-    settings = attempt("prepare", local(tmp_path, assets))
+    settings = attempt(tmp_path, "prepare", local(tmp_path, assets))
     launch("prepare.py", settings)
     other = Path(shutil.copytree(assets / "gsm8k-tiny", tmp_path / "own"))
-    settings = attempt("prepare", {**local(tmp_path, assets), "data_source": str(other)})
+    settings = attempt(tmp_path, "prepare", {**local(tmp_path, assets), "data_source": str(other)})
     assert launch("prepare.py", settings).returncode == 1
     assert f"this run needs {{'source': '{other}'" in outcome(settings, "reason")["reason"]
 
@@ -241,13 +237,13 @@ def test_a_directory_that_holds_other_data_is_not_overwritten(
     ],
 )
 def test_a_base_model_that_is_none_is_told(
-    lost: str | None, text: str, launch: Launch, attempt: Attempt, assets: Path, tmp_path: Path
+    lost: str | None, text: str, launch: Launch, assets: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "own"
     if lost:
         shutil.copytree(assets / "tiny-llama", model)
         (model / lost).unlink()
-    settings = attempt("prepare", {**local(tmp_path, assets), "base_model": str(model)})
+    settings = attempt(tmp_path, "prepare", {**local(tmp_path, assets), "base_model": str(model)})
     launch("prepare.py", settings)
     reason = outcome(settings, "reason")["reason"]
     assert text in reason and str(model) in reason

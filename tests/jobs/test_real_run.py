@@ -10,15 +10,16 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from llm_bridge.config.load import load_recipe
-from tests.jobs.support import JOBS, sft_settings
+from tests.jobs.support import JOBS, attempt, sft_settings
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-Attempt = Callable[..., Path]
+
+SLURM = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1"}
 
 GENERATE = """
 import sys, torch
@@ -36,9 +37,8 @@ print(output.shape[1] - prompt["input_ids"].shape[1])
 def train(python: str, settings: Path) -> tuple[list[int], dict[int, float]]:
     """Start sft.py as srun does on n1 and n2; exit codes, and the loss of each step."""
     common = {
-        "SLURM_JOB_ID": str(random.randrange(1_000_000)),
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_GPUS_ON_NODE": "1",
+        **SLURM,
+        "SLURM_JOB_ID": str(random.randrange(1_000_000)),  # the port comes from it
         "RENDEZVOUS_HOST": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
@@ -63,7 +63,7 @@ def train(python: str, settings: Path) -> tuple[list[int], dict[int, float]]:
     return codes, losses
 
 
-def sft(shared: Path, assets: Path, launch: Launch, attempt: Attempt, **changes: Any) -> dict[str, Any]:
+def sft(shared: Path, assets: Path, launch: Launch, **changes: Any) -> dict[str, Any]:
     """The settings of the tiny recipe's SFT, with its data prepared."""
     data = {
         "data_source": str(assets / "gsm8k-tiny"),
@@ -71,7 +71,7 @@ def sft(shared: Path, assets: Path, launch: Launch, attempt: Attempt, **changes:
         "data_dir": str(shared / "data"),
     }
     model = {"base_model": str(assets / "tiny-llama"), "model_dir": str(shared / "model")}
-    prepared = attempt("prepare", {**data, **model})
+    prepared = attempt(shared, "prepare", {**data, **model})
     assert launch("prepare.py", prepared).returncode == 0
     ready = json.loads((prepared.parent / "result.json").read_text())
     return sft_settings(
@@ -83,50 +83,76 @@ def sft(shared: Path, assets: Path, launch: Launch, attempt: Attempt, **changes:
     )
 
 
-def test_two_nodes_train_together_and_the_merged_model_generates(
-    cluster_python: str, assets: Path, launch: Launch, attempt: Attempt, tmp_path: Path
-) -> None:
-    settings = attempt("sft", sft(tmp_path, assets, launch, attempt))
-    codes, losses = train(cluster_python, settings)
-    assert codes == [0, 0]
-    assert list(losses) == list(range(1, 13))
-    assert losses[12] < 0.7 * losses[1], losses
-    result = json.loads((settings.parent / "result.json").read_text())
-    assert result == {"step": 12, "expected_steps": 12, "checkpoint_dir": str(tmp_path / "checkpoints")}
-    first = (settings.parent / "n1.log").read_text().splitlines()
-    assert all(line.startswith("[n1] ") for line in first)
+class Run(NamedTuple):
+    """A training that went through to its end."""
 
-    again = launch("sft.py", settings, SLURM_JOB_ID="1", SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="1")
+    settings: Path
+    codes: list[int]
+    losses: dict[int, float]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    cluster_python: str, assets: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """The tiny recipe's SFT on two nodes, with checkpoints at the ends of its three epochs."""
+    shared = tmp_path_factory.mktemp("sft")
+    settings = attempt(shared, "sft", sft(shared, assets, launch, **{"trainer.save_freq": 4}))
+    return Run(settings, *train(cluster_python, settings))
+
+
+def test_two_nodes_train_together_and_the_loss_falls(trained: Run) -> None:
+    assert trained.codes == [0, 0]
+    assert list(trained.losses) == list(range(1, 13))
+    assert trained.losses[12] < 0.7 * trained.losses[1], trained.losses
+    settings = json.loads(trained.settings.read_text())
+    result = json.loads((trained.settings.parent / "result.json").read_text())
+    assert result == {"step": 12, "expected_steps": 12, "checkpoint_dir": settings["checkpoint_dir"]}
+    log = (trained.settings.parent / "n1.log").read_text()
+    assert all(line.startswith("[n1] ") for line in log.splitlines())
+
+
+def test_a_finished_training_is_not_done_again(trained: Run, launch: Launch) -> None:
+    again = launch("sft.py", trained.settings, **SLURM)
     assert "an earlier attempt trained all 12 steps" in again.stdout, again.stderr
 
+
+def test_the_merged_model_loads_and_generates(
+    trained: Run, cluster_python: str, launch: Launch, tmp_path: Path
+) -> None:
+    checkpoints = json.loads(trained.settings.read_text())["checkpoint_dir"]
     output = tmp_path / "merged"
-    merging = {"checkpoint_dir": result["checkpoint_dir"], "component": None, "output_dir": str(output)}
-    merged = launch("merge.py", attempt("merge", merging))
+    merging = attempt(
+        tmp_path, "merge", {"checkpoint_dir": checkpoints, "component": None, "output_dir": str(output)}
+    )
+    merged = launch("merge.py", merging)
     assert merged.returncode == 0, merged.stderr
     generated = subprocess.run([cluster_python, "-c", GENERATE, str(output)], capture_output=True, text=True)
     assert 1 <= int(generated.stdout) <= 8, generated.stderr
-    assert "already merged from step 12" in launch("merge.py", attempt("merge", merging)).stdout
+    assert "already merged from step 12" in launch("merge.py", merging).stdout
 
 
-@pytest.mark.slow
-def test_training_goes_on_from_the_end_of_an_epoch_as_if_nothing_had_happened(
-    cluster_python: str, assets: Path, launch: Launch, attempt: Attempt, tmp_path: Path
+def test_from_the_end_of_an_epoch_training_goes_on_as_if_nothing_had_happened(
+    trained: Run, cluster_python: str, tmp_path: Path
 ) -> None:
-    settings = attempt("sft", sft(tmp_path, assets, launch, attempt, **{"trainer.save_freq": 4}))
-    _, unbroken = train(cluster_python, settings)
-    shutil.rmtree(tmp_path / "checkpoints" / "global_step_12")
-    cut_off = tmp_path / "checkpoints" / "global_step_8" / "optim_world_size_2_rank_1.pt"
+    """The job was killed while it saved step 8: that checkpoint is cut off, and step 4 ends an epoch."""
+    before = json.loads(trained.settings.read_text())
+    checkpoints = Path(shutil.copytree(before["checkpoint_dir"], tmp_path / "checkpoints"))
+    shutil.rmtree(checkpoints / "global_step_12")
+    cut_off = checkpoints / "global_step_8" / "optim_world_size_2_rank_1.pt"
     os.truncate(cut_off, cut_off.stat().st_size - 100)
-    codes, resumed = train(cluster_python, settings)
+    codes, losses = train(
+        cluster_python, attempt(tmp_path, "sft", {**before, "checkpoint_dir": str(checkpoints)})
+    )
     assert codes == [0, 0]
-    assert resumed == {step: loss for step, loss in unbroken.items() if step > 4}
+    assert losses == {step: loss for step, loss in trained.losses.items() if step > 4}
 
 
 def test_a_setting_that_verl_does_not_know_is_told_before_anything_starts(
-    assets: Path, launch: Launch, attempt: Attempt, tmp_path: Path
+    assets: Path, launch: Launch, tmp_path: Path
 ) -> None:
-    settings = attempt("sft", sft(tmp_path, assets, launch, attempt, **{"optim.learning_rate": 1.0}))
-    done = launch("sft.py", settings, SLURM_JOB_ID="1", SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="1")
+    settings = attempt(tmp_path, "sft", sft(tmp_path, assets, launch, **{"optim.learning_rate": 1.0}))
+    done = launch("sft.py", settings, **SLURM)
     assert done.returncode == 1
     assert "verl refuses a setting" in done.stderr and "learning_rate" in done.stderr
     assert json.loads((settings.parent / "reason.json").read_text())["retry"] is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ print(answer.status); print(answer.read().decode())
 """
 
 
-def cluster_file(workspace: Path, **more: Any) -> Cluster:
+def cluster_file(workspace: Path, variables: dict[str, str], **more: Any) -> Cluster:
     """A cluster file for the local cluster."""
     values = {
         "name": "raytest",
@@ -39,7 +40,7 @@ def cluster_file(workspace: Path, **more: Any) -> Cluster:
         "mem": "8000",
         "device": "cpu",
         "environment": {"venv": ENVIRONMENT},
-        "variables": {"RAY_memory_monitor_refresh_ms": "0"},
+        "variables": {"RAY_memory_monitor_refresh_ms": "0"} | variables,
         "network_interface": "eth0",
     }
     return Cluster.model_validate(values | more)
@@ -48,8 +49,15 @@ def cluster_file(workspace: Path, **more: Any) -> Cluster:
 class RayJob:
     """One Ray cluster, as Airflow would submit it."""
 
-    def __init__(self, slurm: LocalCluster, name: str, nodes: list[str], **settings: Any) -> None:
-        self.slurm, self.nodes = slurm, nodes
+    def __init__(
+        self,
+        slurm: LocalCluster,
+        name: str,
+        nodes: list[str],
+        variables: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.slurm, self.nodes, self.variables = slurm, nodes, variables or {}
         self.directory = slurm.workspace / name / "attempt-1"
         self.settings = {
             "nodes": len(nodes),
@@ -81,7 +89,8 @@ class RayJob:
             }
         )
         shutil.rmtree(self.directory, ignore_errors=True)
-        for name, text in files(job, cluster_file(self.slurm.workspace), str(self.directory)).items():
+        cluster = cluster_file(self.slurm.workspace, self.variables)
+        for name, text in files(job, cluster, str(self.directory)).items():
             path = self.directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
@@ -156,8 +165,6 @@ class RayJob:
 
     def run_ray_job(self, code: str, seconds: float = 90) -> tuple[dict[str, Any], str]:
         """Submit `python -c CODE` to the Jobs API, wait for its end; its info and output."""
-        import shlex
-
         body = {"entrypoint": f"python -c {shlex.quote(code)}"}
         status, text = self.request("POST", "/api/jobs/", self.token(), body)
         assert status == 200, text

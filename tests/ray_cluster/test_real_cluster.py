@@ -21,6 +21,8 @@ pytestmark = pytest.mark.skipif(
     not os.path.exists(f"{ENVIRONMENT}/bin/ray"), reason=f"no Ray in {ENVIRONMENT}: run ./setup.sh"
 )
 SEE_CLUSTER = "import ray; ray.init(address='auto'); print('GPUs', int(ray.cluster_resources()['GPU']))"
+# Else Slurm here (SlurmdTimeout=10 s, 300 by default) might end the job before Ray has given the node up.
+QUICK_TO_NOTICE = {"RAY_health_check_failure_threshold": "3"}
 Submit = Callable[..., RayJob]
 
 
@@ -99,7 +101,7 @@ def test_two_clusters_share_their_nodes(submit: Submit) -> None:
     clusters = [job.wait_ready() for job in jobs]
     assert clusters[0]["gcs_address"] != clusters[1]["gcs_address"]
     assert [cluster["total_gpus"] for cluster in clusters] == [8, 8]
-    for job, other in zip(jobs, reversed(jobs)):
+    for job, other in zip(jobs, reversed(jobs), strict=True):
         assert job.request("GET", "/api/jobs/", other.token())[0] == 403
         assert "GPUs 8" in job.run_ray_job(SEE_CLUSTER)[1]
     jobs[0].cancel()
@@ -146,7 +148,7 @@ def test_a_killed_worker_ends_the_job_and_is_named(submit: Submit) -> None:
 
 
 def test_a_worker_whose_network_is_cut_is_named(slurm: LocalCluster, submit: Submit) -> None:
-    job = submit(["n1", "n2"])
+    job = submit(["n1", "n2"], variables=QUICK_TO_NOTICE)
     job.wait_ready()
     before = time.monotonic()
     slurm.cut("n2")
@@ -160,7 +162,7 @@ def test_a_worker_whose_network_is_cut_is_named(slurm: LocalCluster, submit: Sub
 
 
 def test_a_worker_that_is_switched_off_is_named(slurm: LocalCluster, submit: Submit) -> None:
-    job = submit(["n1", "n3"])
+    job = submit(["n1", "n3"], variables=QUICK_TO_NOTICE)
     job.wait_ready()
     before = time.monotonic()
     slurm.power_off("n3")
