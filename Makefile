@@ -21,7 +21,7 @@ up: setup ## start cluster, Hub and Airflow, without a run
 	@$(PYTHON) -m demo up
 
 status: ## what of it is up
-	@$(PYTHON) -m demo status
+	@$(PYTHON) -m demo status || true
 
 down: ## stop all that was started
 	@if [ -x "$(PYTHON)" ]; then "$(PYTHON)" -m demo down; fi

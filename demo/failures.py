@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ LINES = 12
 # What Airflow itself writes into every task's log.
 AIRFLOWS_OWN = ("task", "py.warnings", "airflow.dag_processing.", "airflow.task.hooks.")
 
+# "[n1] [rank0]: some.module.SomeError: text", the end of a traceback as jobs print it.
+EXCEPTION = re.compile(r"\s*(\[[\w-]+\]:? |\([^)]*\) )*(?P<name>[A-Za-z_][\w.]*(Error|Exception)): \S")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+LAUNCHERS = ("ChildFailedError", "CalledProcessError", "RayTaskError", "SlurmJobFailed")
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -22,7 +28,7 @@ class Failure:
     Attributes:
         task_id: the task that failed first.
         log: its log file; None if it never started.
-        cause: last error lines of that log.
+        cause: the line of the job's output that tells most, if any, and the last error of that log.
     """
 
     task_id: str
@@ -48,10 +54,12 @@ def first_failure(tasks: Iterable[dict[str, Any]], logs: Callable[[str], list[Pa
     failed.sort(key=lambda task: (task["task_id"] == CONSEQUENCE, task["end_date"] or ""))
     task_id = failed[0]["task_id"]
     files = logs(task_id)
+    told = telling_line(files)
     for file in reversed(files):
         if cause := error_lines(file):
-            return Failure(task_id, file, cause)
-    return Failure(task_id, files[-1] if files else None, [])
+            known = told is None or any(told in line for line in cause)
+            return Failure(task_id, file, cause if known else [str(told), *cause])
+    return Failure(task_id, files[-1] if files else None, [told] if told else [])
 
 
 def error_lines(log: Path) -> list[str]:
@@ -66,6 +74,29 @@ def error_lines(log: Path) -> list[str]:
         elif entry.get("level") in ("error", "critical"):
             last = str(entry.get("event")).splitlines()
     return last if len(last) <= LINES else [*last[: LINES // 2], "...", *last[-LINES // 2 :]]
+
+
+def telling_line(files: list[Path]) -> str | None:
+    """The last exception in the output of a task's last try, launchers' own left out; None if there is none.
+
+    A launcher's report of who failed stands below what failed, and is longer than what people are shown.
+    """
+    last_try = max((try_number(file) for file in files), default=0)
+    found = None
+    for file in files:
+        if try_number(file) == last_try:
+            for entry in entries(file):
+                for line in COLOUR.sub("", str(entry.get("event", ""))).splitlines():
+                    match = EXCEPTION.match(line)
+                    if match and not match["name"].endswith(LAUNCHERS):
+                        found = line.strip()
+    return found
+
+
+def try_number(log: Path) -> int:
+    """Of a log file `attempt=N.log` or `attempt=N.log.trigger.M.log`."""
+    digits = log.name.removeprefix("attempt=").split(".")[0]
+    return int(digits) if digits.isdigit() else 0
 
 
 def last_line(files: list[Path]) -> str:

@@ -58,7 +58,8 @@ class Plan(Strict):
     @property
     def data_dir(self) -> str:
         """Shared by all runs: the data set is made once."""
-        return f"{self.workspace}/data/{slug(self.recipe.data.source.strip('/').replace('/', '--'))}"
+        data = self.recipe.data
+        return f"{self.workspace}/data/{slug(f'{data.source}/{data.config}'.strip('/').replace('/', '--'))}"
 
     @property
     def base_model_path(self) -> str:

@@ -91,7 +91,9 @@ def merge(plan: Plan) -> SlurmJob:
 def upload(plan: Plan) -> SlurmJob:
     """The final model to the Hub."""
     hub = plan.recipe.hub
-    return _job(plan, "upload", "upload", upload_settings(plan.final_model, hub.repo_id, hub.private), hub=True)
+    return _job(
+        plan, "upload", "upload", upload_settings(plan.final_model, hub.repo_id, hub.private), hub=True
+    )
 
 
 def _training(plan: Plan) -> dict[str, Any]:

@@ -74,7 +74,13 @@ class SummaryOperator(BaseOperator):
     def _row(
         self, name: str, task: str, states: dict[str, str], slurm: dict[str, JobInfo], ti: Any
     ) -> dict[str, Any]:
-        row: dict[str, Any] = {"name": name, "state": states.get(task), "job_id": None, "queue_s": None, "run_s": None}
+        row: dict[str, Any] = {
+            "name": name,
+            "state": states.get(task),
+            "job_id": None,
+            "queue_s": None,
+            "run_s": None,
+        }
         if info := slurm.get(task):
             row |= {"job_id": info.job_id, "queue_s": info.queue_seconds, "run_s": info.run_seconds}
         elif task == ROWS["ppo"] and (submitted := ti.xcom_pull(task_ids="ppo.submit")):

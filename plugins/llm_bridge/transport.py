@@ -11,18 +11,19 @@ import shlex
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncssh
 from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
 from llm_bridge.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from llm_bridge.config.cluster import Cluster
 
-# sshd's default MaxSessions is 10, and bursts just below it fail too (notes of OpenSSH 9.2).
+# sshd's default MaxSessions is 10.
 MAX_CHANNELS = 8
 CONNECT_SECONDS = 30
 
@@ -68,6 +69,22 @@ class Transport(Protocol):
         """End the connection."""
 
 
+@retry(
+    retry=retry_if_exception_type(asyncssh.ChannelOpenError),
+    wait=wait_random(0.05, 0.5),
+    stop=stop_after_attempt(8),
+    reraise=True,
+)
+async def _run(
+    connection: asyncssh.SSHClientConnection, command: str, **options: Any
+) -> asyncssh.SSHCompletedProcess:
+    """Run a command; a refused channel is asked for again, since nothing has run yet.
+
+    sshd counts a session until its process is gone, so a burst just below MaxSessions is refused too.
+    """
+    return await connection.run(command, check=False, **options)
+
+
 class SshTransport:
     """One SSH connection, opened when first needed and again when it broke; at most 8 channels at once."""
 
@@ -81,9 +98,7 @@ class SshTransport:
         async with self._channels:
             connection = await self._connected()
             try:
-                done = await connection.run(
-                    shlex.join(argv), input=stdin, encoding=None, check=False, timeout=timeout
-                )
+                done = await _run(connection, shlex.join(argv), input=stdin, encoding=None, timeout=timeout)
             except asyncssh.TimeoutError:
                 raise LoginNodeUnreachable(
                     f"`{argv[0]}` gave no answer within {timeout:.0f} s on the login node of {self.conn_id!r}"

@@ -61,6 +61,28 @@ def test_the_first_by_the_clock_and_not_its_consequences(tmp_path: Path):
     assert failure.cause == ["SlurmJobFailed: Slurm job 8 failed:", "exit code 1"]
 
 
+def test_the_exception_that_the_job_printed_comes_first(tmp_path: Path):
+    logger = "llm_bridge.slurm.triggers.SlurmJobTrigger"
+    old = write_log(
+        tmp_path / "attempt=1.log.trigger.1.log", {"event": "[n1] OldError: of try 1", "logger": logger}
+    )
+    printed = (
+        "[n1] Traceback (most recent call last):",
+        "[n1] [rank0]: safetensors_rust.SafetensorError: Error while deserializing header",
+        "[n1]     raise ChildFailedError(",
+        "[n1] torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
+        "[n1] torch.distributed.elastic.multiprocessing.errors.ChildFailedError: x",
+    )
+    trigger = tmp_path / "attempt=2.log.trigger.1.log"
+    write_log(trigger, *({"event": line, "logger": logger} for line in printed))
+    own = write_log(tmp_path / "attempt=2.log", raised("SlurmJobFailed", "Slurm job 8 failed"))
+    failure = first_failure(
+        [task("sft.train", "failed", "2026-11-22T23:24:28.5Z")], lambda _: [old, trigger, own]
+    )
+    assert failure and failure.log == own
+    assert failure.cause == [printed[1], "SlurmJobFailed: Slurm job 8 failed"]
+
+
 def test_summary_is_named_when_nothing_else_failed():
     failure = first_failure([FAILED_RUN[0]], lambda task_id: [])
     assert failure and failure.task_id == "summary" and failure.log is None

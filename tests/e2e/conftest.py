@@ -79,16 +79,27 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     try:
         hub.start()
         assets = make_assets(hub, folder / "assets")
+        plain = {"disable_ssl": True, "disable_tls": True}
+        smtp = {"conn_type": "smtp", "host": mail.hostname, "port": mail.port, "extra": plain}
         environment = {
             **airflow_environment(cluster, hub.token),
             "LLM_BRIDGE_INCLUDE": str(include(folder / "include", cluster)),
             "AIRFLOW_CONN_MAIL_TEST": json.dumps(
-                {"conn_type": "smtp", "host": mail.hostname, "port": mail.port, "extra": {"disable_ssl": True, "disable_tls": True}}
+                {
+                    "conn_type": "smtp",
+                    "host": mail.hostname,
+                    "port": mail.port,
+                    "extra": {"disable_ssl": True, "disable_tls": True},
+                }
             ),
             "AIRFLOW_CONN_HOOK_TEST": f"http://127.0.0.1:{web.server_port}",
-            "AIRFLOW_CONN_HUGGINGFACE_WRONG": json.dumps({"conn_type": "generic", "password": "hf_wrong_token_123"}),
+            "AIRFLOW_CONN_HUGGINGFACE_WRONG": json.dumps(
+                {"conn_type": "generic", "password": "hf_wrong_token_123"}
+            ),
         }
-        airflow = LocalAirflow(folder / "airflow", ROOT / "dags", ROOT / "plugins", env=environment, port=free_port(8180))
+        airflow = LocalAirflow(
+            folder / "airflow", ROOT / "dags", ROOT / "plugins", env=environment, port=free_port(8180)
+        )
         airflow.start()
         api = airflow.api()
         api.wait_for_dag("post_training")
@@ -126,9 +137,13 @@ def make_assets(hub: Hub, folder: Path) -> Path:
     """Base model and data, on the Hub."""
     from demo import paths
 
-    run_program([paths.cluster_python(), ROOT / "demo" / "make_assets.py", "--out", folder], "make model and data")
+    run_program(
+        [paths.cluster_python(), ROOT / "demo" / "make_assets.py", "--out", folder], "make model and data"
+    )
     environment = hub.client_environment(PYTHONPATH=str(ROOT))
-    run_program([sys.executable, "-m", "demo.hub_client", "upload", folder], "upload model and data", environment)
+    run_program(
+        [sys.executable, "-m", "demo.hub_client", "upload", folder], "upload model and data", environment
+    )
     return folder
 
 

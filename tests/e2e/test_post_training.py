@@ -41,7 +41,15 @@ def test_nothing_runs_on_the_cluster_afterwards(stack: Any, full_run: str) -> No
 
 def test_the_model_on_the_hub_is_the_one_on_the_cluster(stack: Any, full_run: str, tmp_path: Path) -> None:
     model = stack.airflow.api().xcom("post_training", full_run, "summary")["model"]
-    argv = [sys.executable, "-m", "demo.hub_client", "verify", model["repo_id"], model["revision"], tmp_path / "m"]
+    argv = [
+        sys.executable,
+        "-m",
+        "demo.hub_client",
+        "verify",
+        model["repo_id"],
+        model["revision"],
+        tmp_path / "m",
+    ]
     files = json.loads(run_program(argv, "download the model", stack.hub.client_environment()))
     assert files and all(file["matches"] for file in files)
     here = {file["path"]: file["sha256"] for file in files}
@@ -63,7 +71,15 @@ def test_ppo_started_from_the_sft_result_and_changed_it(stack: Any, full_run: st
 
 def test_the_summary_names_every_stages_job_and_times(stack: Any, full_run: str) -> None:
     rows = stack.airflow.api().xcom("post_training", full_run, "summary")["stages"]
-    assert [row["name"] for row in rows] == ["prepare", "sft", "sft merge", "ray cluster", "ppo", "merge", "upload"]
+    assert [row["name"] for row in rows] == [
+        "prepare",
+        "sft",
+        "sft merge",
+        "ray cluster",
+        "ppo",
+        "merge",
+        "upload",
+    ]
     for row in rows:
         assert row["state"] == "success" and row["job_id"], row
         assert row["queue_s"] >= 0 and row["run_s"] > 0, row
@@ -76,7 +92,9 @@ def test_the_output_of_training_is_in_the_tasks_logs(stack: Any, full_run: str) 
 
 
 def test_the_runs_name_reached_verl_as_text(stack: Any, full_run: str) -> None:
-    settings = json.loads(cat(stack, f"{stack.cluster.workspace}/post_training/{full_run}/sft/attempt-1/settings.json"))
+    settings = json.loads(
+        cat(stack, f"{stack.cluster.workspace}/post_training/{full_run}/sft/attempt-1/settings.json")
+    )
     assert settings["experiment_name"] == "it's $(touch /tmp/pwned) グ"
     for host in ("login", "n1", "n2"):
         assert stack.cluster.run(host, ["test", "-e", "/tmp/pwned"]).returncode != 0
@@ -129,7 +147,9 @@ def test_what_cannot_work_fails_in_the_check_before_anything_is_submitted(
     assert "hf_wrong_token_123" not in stack.log(run_id, "check")
 
 
-@pytest.mark.parametrize("conf", [{"recipe": "nope"}, {"cluster": "nope"}, {"nodes": 0}, {"stages": ["evil"]}])
+@pytest.mark.parametrize(
+    "conf", [{"recipe": "nope"}, {"cluster": "nope"}, {"nodes": 0}, {"stages": ["evil"]}]
+)
 def test_what_the_form_does_not_offer_is_refused_by_the_api(stack: Any, conf: dict[str, Any]) -> None:
     with pytest.raises(ApiError, match="400"):
         stack.trigger(f"refused-{abs(hash(str(conf)))}", **conf)
@@ -156,7 +176,9 @@ def test_marking_a_running_task_failed_cancels_its_job(stack: Any) -> None:
     deadline = time.monotonic() + 40
     state = ""
     while time.monotonic() < deadline and state != "CANCELLED":
-        state = stack.cluster.run("login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job], user="svc").stdout.strip()
+        state = stack.cluster.run(
+            "login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job], user="svc"
+        ).stdout.strip()
         time.sleep(1)
     assert state == "CANCELLED"
 

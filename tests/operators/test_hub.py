@@ -25,7 +25,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("hub")
     tokens = folder / "tokens.json"
     tokens.write_text(json.dumps({TOKEN: {"user": "alice", "role": "write", "orgs": []}}))
-    argv = [sys.executable, "-m", "local_hub", "--root", str(folder / "root"), "--port", "0", "--tokens", str(tokens)]
+    argv = [
+        sys.executable,
+        "-m",
+        "local_hub",
+        "--root",
+        str(folder / "root"),
+        "--port",
+        "0",
+        "--tokens",
+        str(tokens),
+    ]
     server = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert server.stdout
     yield server.stdout.readline().split(" at ")[1].split()[0]
@@ -36,7 +46,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A folder that looks like a model."""
-    for name, content in {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": os.urandom(1000)}.items():
+    for name, content in {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "model.safetensors": os.urandom(1000),
+    }.items():
         (tmp_path / name).write_bytes(content)
     return tmp_path
 

@@ -47,7 +47,7 @@ def test_a_session_that_is_killed_in_the_middle_is_not_read_as_success(cluster: 
 
 
 def test_a_command_without_an_answer_is_given_up(cluster: Cluster) -> None:
-    with pytest.raises(LoginNodeUnreachable, match="no answer within 1 s"):
+    with pytest.raises(LoginNodeUnreachable, match=r"no answer within 1 s"):
         run(cluster, "sleep", "30", timeout=1)
 
 
@@ -62,12 +62,14 @@ def test_thirty_commands_at_once_share_one_connection(cluster: Cluster) -> None:
 
 
 def test_a_connection_that_airflow_does_not_have_is_named(cluster: Cluster) -> None:
-    with pytest.raises(ConfigError, match="no connection 'nowhere': create it"):
+    with pytest.raises(ConfigError, match=r"no connection 'nowhere': create it"):
         run(cluster.model_copy(update={"ssh_conn_id": "nowhere"}), "true")
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any], **extra: str) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_SLURM_TEST", json.dumps({**connection, "extra": {**connection["extra"], **extra}}))
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_SLURM_TEST", json.dumps({**connection, "extra": {**connection["extra"], **extra}})
+    )
 
 
 def test_an_unknown_host_key_is_refused_with_what_to_do(
@@ -75,7 +77,9 @@ def test_an_unknown_host_key_is_refused_with_what_to_do(
 ) -> None:
     (tmp_path / "known_hosts").write_text("")
     changed(monkeypatch, ssh_connection, known_hosts=str(tmp_path / "known_hosts"))
-    with pytest.raises(ConfigError, match=r"host key that is not trusted .* compare it with what your administrator"):
+    with pytest.raises(
+        ConfigError, match=r"host key that is not trusted .* compare it with what your administrator"
+    ):
         run(cluster, "true")
 
 
@@ -86,7 +90,7 @@ def test_a_key_that_the_login_node_refuses_is_told(
 
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(tmp_path / "key"))
     changed(monkeypatch, ssh_connection, key_file=str(tmp_path / "key"))
-    with pytest.raises(ConfigError, match="refused the login .* check user and key"):
+    with pytest.raises(ConfigError, match=r"refused the login .* check user and key"):
         run(cluster, "true")
 
 
@@ -110,7 +114,9 @@ def test_a_login_node_that_is_away_is_an_error_that_a_retry_may_mend(cluster: Cl
 def test_waiting_goes_on_when_the_login_node_was_away(task: Any, slurm: Any, logged: Any) -> None:
     from llm_bridge.slurm.operators import SlurmSubmitOperator
 
-    trigger = task.start(SlurmSubmitOperator(task_id="t", cluster="test", script="#!/bin/bash\nsleep 12\necho done\n"))
+    trigger = task.start(
+        SlurmSubmitOperator(task_id="t", cluster="test", script="#!/bin/bash\nsleep 12\necho done\n")
+    )
 
     async def with_an_outage() -> Any:
         outcome = asyncio.create_task(trigger.outcome())
@@ -133,7 +139,9 @@ def test_an_airflow_on_the_login_node_needs_no_ssh() -> None:
     """The local transport, on this machine; Slurm's commands are plain programs to it."""
 
     async def once() -> Any:
-        done = await LocalTransport().run(["sh", "-c", 'cat; printf "%s|" "$@"; exit 3', "sh", *NASTY], stdin=b"in:")
+        done = await LocalTransport().run(
+            ["sh", "-c", 'cat; printf "%s|" "$@"; exit 3', "sh", *NASTY], stdin=b"in:"
+        )
         missing = await LocalTransport().run(["/no/such/program"])
         return done, missing
 

@@ -63,13 +63,17 @@ def wait(task: Any, submitted: dict[str, Any]) -> dict[str, Any]:
     return task.run(RayJobSensor(task_id="wait", submitted=submitted))
 
 
-def test_the_cluster_is_ready_when_every_gpu_has_joined_and_its_token_stays_on_the_cluster(ray: dict[str, Any]) -> None:
+def test_the_cluster_is_ready_when_every_gpu_has_joined_and_its_token_stays_on_the_cluster(
+    ray: dict[str, Any],
+) -> None:
     assert ray["result"]["total_gpus"] == 16
     assert [node["name"] for node in ray["result"]["nodes"]] == ["n1", "n2"]
     assert "token" not in json.dumps(ray)
 
 
-def test_a_job_runs_and_its_output_is_in_the_log_once(new_task: Any, ray: dict[str, Any], logged: Any) -> None:
+def test_a_job_runs_and_its_output_is_in_the_log_once(
+    new_task: Any, ray: dict[str, Any], logged: Any
+) -> None:
     task = new_task("ray-job")
     code = "import time\nfor i in range(5): print('line', i, flush=True); time.sleep(0.5)"
     done = wait(task, submit(task, ray, "python3", "-c", code))
@@ -118,12 +122,16 @@ def test_a_cleared_submit_stops_the_old_job_and_makes_a_new_one(new_task: Any, r
         wait(task, old)
 
 
-def test_a_program_of_include_jobs_gets_its_settings_as_a_file(new_task: Any, ray: dict[str, Any], slurm: Any) -> None:
+def test_a_program_of_include_jobs_gets_its_settings_as_a_file(
+    new_task: Any, ray: dict[str, Any], slurm: Any
+) -> None:
     """ppo.py itself is run by tests/e2e; here it must only find and refuse its settings."""
     task = new_task("ray-program")
     job = RayJob(program="ppo.py", settings={"run": "$(id) 'グ'"}, directory=f"{slurm.workspace}/ray-program")
     submitted = RaySubmitJobOperator(task_id="submit", ray=ray, job=job).execute(task.context)
-    settings = slurm.run("login", ["cat", f"{submitted['attempt_directory']}/settings.json"], user="svc").stdout
+    settings = slurm.run(
+        "login", ["cat", f"{submitted['attempt_directory']}/settings.json"], user="svc"
+    ).stdout
     assert json.loads(settings) == {"run": "$(id) 'グ'"}
     with pytest.raises(RayJobFailed, match="FAILED"):
         wait(task, submitted)

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.failures.errors import SlurmJobFailed
@@ -19,9 +20,7 @@ def submit(script: str, task_id: str = "t", **options: Any) -> SlurmSubmitOperat
     return SlurmSubmitOperator(task_id=task_id, cluster="test", script=f"#!/bin/bash\n{script}\n", **options)
 
 
-def test_a_two_node_job_runs_where_it_was_asked_to_and_gives_its_result_back(
-    task: Any, logged: Any
-) -> None:
+def test_a_two_node_job_runs_where_it_was_asked_to_and_gives_its_result_back(task: Any, logged: Any) -> None:
     script = (
         "srun bash -c 'echo at $SLURMD_NODENAME with $CUDA_VISIBLE_DEVICES'\n"
         """echo '{"answer": 42}' > "$ATTEMPT_DIR/result.json" """
@@ -126,7 +125,9 @@ def test_the_tasks_own_time_limit_cancels_the_job(task: Any, slurm: Any) -> None
     event = asyncio.run(first()).payload
     with pytest.raises(SlurmJobFailed, match="time limit"):
         submit("x").execute_complete(task.context, event)
-    state = slurm.run("login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", trigger.job_id], user="svc").stdout
+    state = slurm.run(
+        "login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", trigger.job_id], user="svc"
+    ).stdout
     assert state.strip() == "CANCELLED"
 
 
@@ -197,3 +198,9 @@ def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(
         submit("true", sbatch=sbatch).execute(task.context)
     assert "include/clusters/test.yaml" in str(error.value)
     assert jobs(task.store.values["llm_bridge_attempt"]["key"]) == []
+
+
+def test_a_job_that_says_that_a_retry_cannot_help_is_not_tried_again(task: Any) -> None:
+    script = """echo '{"reason": "no such column", "retry": false}' > "$ATTEMPT_DIR/reason.json"; exit 1"""
+    with pytest.raises(AirflowFailException, match="It says: no such column"):
+        task.run(submit(script))

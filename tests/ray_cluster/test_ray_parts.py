@@ -253,8 +253,8 @@ def test_ray_is_told_every_port_and_never_listens_on_all_addresses() -> None:
         assert "port" not in name or 12_000 <= int(value) < 13_000, argument
 
 
-def test_the_folder_on_the_nodes_disk_is_private_and_free_of_an_earlier_life(tmp_path: Path) -> None:
-    parent = Path("/tmp") / f"rp{os.getpid()}"
+def test_the_folder_on_the_nodes_disk_is_private_and_free_of_an_earlier_life() -> None:
+    parent = Path("/tmp") / f"rp{os.getpid()}"  # tmp_path is too long for unix sockets
     try:
         first = ray_setup.make_folder(parent, "17")
         (first / "old").write_text("")
@@ -332,30 +332,30 @@ assert ray_supervise.descendants(os.getpid()) == []
 # ---- the batch script
 
 
-def script(tmp_path: Path, **cluster: object) -> str:
+def script(**cluster: object) -> str:
     job = SlurmJob.model_validate({"cluster": "x", "template": "ray_cluster", "directory": "/w"})
     return render(job, cluster_file(Path("/w"), {}, **cluster), "/w/attempt-1")
 
 
 def own_part(text: str) -> str:
     """What ray_cluster.sh.j2 adds to batch.sh.j2."""
-    return text[text.index("# With only an EXIT trap") :]
+    return text[text.index("export LLM_BRIDGE_NETWORK_INTERFACE=") :]
 
 
 @pytest.mark.parametrize(
     "environment",
     [{"venv": "/e"}, {"container": "/i.sif"}, {"container": "docker://i", "container_runtime": "pyxis"}],
 )
-def test_the_script_is_correct_bash_in_every_environment(tmp_path: Path, environment: dict) -> None:
-    text = script(tmp_path, environment=environment)
+def test_the_script_is_correct_bash_in_every_environment(environment: dict) -> None:
+    text = script(environment=environment)
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     # The guard calls srun and scontrol, which no container has.
     guard = "/usr/bin/python3" if "container" in environment else "python3"
     assert f'\n{guard} -u "$JOBS_DIR/ray_guard.py"' in text
 
 
-def test_the_script_is_the_one_that_was_reviewed(tmp_path: Path) -> None:
-    text = own_part(script(tmp_path))
+def test_the_script_is_the_one_that_was_reviewed() -> None:
+    text = own_part(script())
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text(), "run with UPDATE_GOLDEN=1 and review the difference"

@@ -130,3 +130,14 @@ def test_verl_settings_may_be_nested_or_dotted(include: Path) -> None:
         "base_model: a/b\nsft:\n  verl:\n    data: {max_length: 9}\n    optim.lr: 0.1\n",
     )
     assert load_recipe("mine").sft.verl == {"data.max_length": 9, "optim.lr": 0.1}
+
+
+def test_a_number_that_yaml_reads_as_a_word_reaches_verl_as_a_number(include: Path) -> None:
+    write(include, "recipes/mine.yaml", "base_model: a/b\nsft:\n  verl: {optim.lr: 1e-6, data.name: 1e}\n")
+    assert load_recipe("mine").sft.verl == {"optim.lr": 1e-6, "data.name": "1e"}
+
+
+def test_a_time_limit_without_quotes_is_told_to_get_some(include: Path) -> None:
+    write(include, "clusters/mine.yaml", MINIMAL + "time_limit: 2:00:00\n")
+    with pytest.raises(ConfigError, match='time_limit: write it in quotes, such as "2:00:00"'):
+        load_cluster("mine")

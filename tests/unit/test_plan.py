@@ -49,7 +49,9 @@ def test_each_stage_takes_up_what_the_one_before_made() -> None:
 def test_ppo_starts_from_the_base_model_when_the_recipe_says_so_or_sft_is_left_out(include: Path) -> None:
     assert plan().ppo_starts_from.endswith("/sft/model")
     assert plan(stages=["prepare", "ppo", "merge"]).ppo_starts_from == plan().base_model_path
-    recipe = (include / "recipes" / "tiny_cpu.yaml").read_text().replace("ppo:\n", "ppo:\n  init_from: base\n")
+    recipe = (
+        (include / "recipes" / "tiny_cpu.yaml").read_text().replace("ppo:\n", "ppo:\n  init_from: base\n")
+    )
     (include / "recipes" / "tiny_cpu.yaml").write_text(recipe)
     assert plan().ppo_starts_from == plan().base_model_path
 
@@ -96,7 +98,9 @@ def test_what_cannot_work_is_told_in_one_sentence(params: dict[str, Any], said: 
 
 
 def test_more_gpus_than_a_node_has_are_refused_before_slurm_is_asked(include: Path) -> None:
-    recipe = (include / "recipes" / "tiny_cpu.yaml").read_text().replace("gpus_per_node: 1", "gpus_per_node: 9")
+    recipe = (
+        (include / "recipes" / "tiny_cpu.yaml").read_text().replace("gpus_per_node: 1", "gpus_per_node: 9")
+    )
     (include / "recipes" / "tiny_cpu.yaml").write_text(recipe)
     with pytest.raises(ConfigError, match="asks for 9 GPUs a node, a node has 8"):
         plan()

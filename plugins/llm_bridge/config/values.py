@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Strict(BaseModel):
@@ -17,6 +17,12 @@ def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must be one line of printable text")
     return text
+
+
+def _in_quotes(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError('write it in quotes, such as "2:00:00": YAML reads 2:00:00 without them as 7200')
+    return value
 
 
 def _absolute(text: str) -> str:
@@ -41,6 +47,7 @@ SlurmWord = Annotated[
 # sbatch(1) --time: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s.
 TimeLimit = Annotated[
     str,
+    BeforeValidator(_in_quotes),
     Field(
         pattern=r"^([0-9]+|[0-9]+:[0-9]{2}|[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2}){0,2})$",
         description="such as 1-12:00:00",

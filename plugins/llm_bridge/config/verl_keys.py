@@ -5,6 +5,7 @@ Source of the names: verl 0.9.1's ``sft_trainer_engine.yaml`` and ``ppo_trainer.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 RENAMED = {
@@ -57,15 +58,23 @@ OURS = {
 }
 
 
+# YAML 1.1 takes 1e-6, without a dot, for a word; verl would get the word.
+_FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"data": {"max_length": 256}}`` and ``{"data.max_length": 256}`` both become the latter."""
+    """``{"data": {"max_length": 256}}`` and ``{"data.max_length": 256}`` both become the latter.
+
+    The word ``1e-6`` becomes a number.
+    """
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict) and value:
             flat.update(flatten(value, f"{path}."))
         else:
-            flat[path] = value
+            is_number = isinstance(value, str) and _FLOAT.fullmatch(value)
+            flat[path] = float(value) if is_number else value
     return flat
 
 

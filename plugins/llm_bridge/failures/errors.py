@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llm_bridge.slurm.states import state_of
 
@@ -18,6 +18,10 @@ class SlurmJobFailed(AirflowException):
     def __init__(self, event: dict[str, Any]) -> None:
         self.event = event
         super().__init__(_sentence(event))
+
+
+class SlurmJobCannotSucceed(SlurmJobFailed, AirflowFailException):
+    """The job itself said that running it again cannot help, so Airflow does not: bad input, a refused token."""
 
 
 class RayJobFailed(AirflowException):
@@ -71,6 +75,7 @@ def _ray_sentence(event: dict[str, Any], target: dict[str, Any]) -> str:
             f"{name} {job[name]}" for name in ("error_type", "driver_exit_code") if job.get(name) is not None
         ]
         text += f" ({', '.join(details)})" if details else ""
+        text += f"\nIt says: {event['reason'].get('reason')}" if event["reason"] else ""
         text += f"\nRay says: {job['message'].strip()[-1500:]}" if job.get("message") else ""
     else:
         text += f"cannot be followed any more ({event['status']}): {event['notice']}"

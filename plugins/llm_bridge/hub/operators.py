@@ -21,8 +21,8 @@ from llm_bridge.slurm.operators import JobSource, SlurmSubmitOperator, task_dire
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# include/jobs/upload.py: bad input, token refused. A retry cannot help.
-_FINAL_EXIT_CODES = {2, 3}
+# include/jobs/upload.py: bad input, token refused.
+FINAL_EXIT_CODES = frozenset({2, 3})
 
 
 def upload_settings(model_dir: str | None, repo_id: str | None, private: bool) -> dict[str, Any]:
@@ -50,6 +50,7 @@ class HubUploadOperator(SlurmSubmitOperator):
 
     template_fields: Sequence[str] = (*SlurmSubmitOperator.template_fields, "model_dir", "repo_id")
     ui_color = "#ffe6b3"
+    final_exit_codes = FINAL_EXIT_CODES
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class HubUploadOperator(SlurmSubmitOperator):
             for line in (done.stdout + done.stderr).splitlines():
                 self.log.info("%s", line)
             if done.returncode:
-                kind = AirflowFailException if done.returncode in _FINAL_EXIT_CODES else AirflowException
+                kind = AirflowFailException if done.returncode in FINAL_EXIT_CODES else AirflowException
                 raise kind(
                     f"upload of {self.model_dir} to {self.repo_id} failed: {done.stderr.strip()[-2000:]}"
                 )

@@ -14,7 +14,7 @@ from llm_bridge.config.load import load_cluster
 from llm_bridge.failures.errors import RayJobFailed
 from llm_bridge.ray.triggers import RayJobTrigger, as_target
 from llm_bridge.slurm.client import SlurmClient
-from llm_bridge.transport import CommandFailed, connect
+from llm_bridge.transport import CommandFailed, LoginNodeUnreachable, connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -65,23 +65,26 @@ class RayJobSensor(BaseSensorOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The job or its allocation has ended."""
         if event["status"] != "SUCCEEDED":
-            raise RayJobFailed(event, as_target(self.submitted))
+            # The launcher's own words, unless the allocation's end is the better reason.
+            reason = event["reason"] or asyncio.run(self._read("reason.json"))
+            raise RayJobFailed({**event, "reason": reason}, as_target(self.submitted))
         job = event["job"]
         run_s = ((job.get("end_time") or 0) - (job.get("start_time") or 0)) / 1000
         return {
             "submission_id": event["submission_id"],
             "status": event["status"],
             "run_s": round(run_s, 1),
-            "result": asyncio.run(self._result()),
+            "result": asyncio.run(self._read("result.json")),
         }
 
-    async def _result(self) -> Any:
+    async def _read(self, name: str) -> Any:
+        """A small JSON file that the job left beside its settings, or None."""
         directory = self.submitted.get("attempt_directory")
         if not directory:
             return None
         cluster = load_cluster(self.submitted["cluster"])
         async with connect(cluster) as transport:
             try:
-                return json.loads(await SlurmClient(cluster, transport).read(f"{directory}/result.json"))
-            except CommandFailed:
+                return json.loads(await SlurmClient(cluster, transport).read(f"{directory}/{name}"))
+            except (CommandFailed, LoginNodeUnreachable):
                 return None

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import check_model, load_cluster
-from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.failures.errors import SlurmJobCannotSucceed, SlurmJobFailed
 from llm_bridge.keys import slug
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.client import JobInfo, SlurmClient
@@ -55,6 +55,7 @@ class SlurmSubmitOperator(BaseOperator):
         the job wrote to ``$ATTEMPT_DIR/result.json``, if anything.
     :raises ConfigError: a wrong value, or Slurm refuses the job; nothing was submitted, and no retry follows.
     :raises SlurmJobFailed: the job ended in any state but COMPLETED.
+    :raises SlurmJobCannotSucceed: so it did, and said that a retry cannot help.
     """
 
     template_fields: Sequence[str] = ("cluster", "script", "sbatch")
@@ -62,6 +63,8 @@ class SlurmSubmitOperator(BaseOperator):
     ui_color = "#d7e8f5"
     # A job that is of use while it runs (a Ray cluster) names the file that says so.
     ready_file: str | None = None
+    # Exit codes with which a job says that a retry cannot help; reason.json with "retry": false says it too.
+    final_exit_codes: frozenset[int] = frozenset()
 
     def __init__(
         self,
@@ -115,7 +118,9 @@ class SlurmSubmitOperator(BaseOperator):
         """The job has ended, or it is ready."""
         info = JobInfo(**event["info"]) if event["info"] else None
         if not event["ready"] and not (info and info.meaning.good and self.ready_file is None):
-            raise SlurmJobFailed(event)
+            said_final = (event["reason"] or {}).get("retry") is False
+            hopeless = said_final or (info is not None and info.exit_code in self.final_exit_codes)
+            raise SlurmJobCannotSucceed(event) if hopeless else SlurmJobFailed(event)
         return {
             "job_id": event["job_id"],
             "cluster": event["cluster"],

@@ -50,6 +50,8 @@ set -u
 IN_ENVIRONMENT=()
 SRUN_OPTIONS=()
 export NCCL_SOCKET_IFNAME=enp25s0np0 GLOO_SOCKET_IFNAME=enp25s0np0
+# Since Slurm 22.05 srun no longer takes this from sbatch, and would give each task one CPU (srun(1)).
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 export NVTE_FUSED_ATTN=0
 if [ -s secrets/wandb ]; then WANDB_API_KEY=$(cat secrets/wandb); export WANDB_API_KEY; fi
@@ -58,9 +60,6 @@ if [ -s secrets/hub ]; then HF_TOKEN=$(cat secrets/hub); export HF_TOKEN; fi
 # The nodes meet at the first of them. Inside a container there may be no scontrol, so the name is found here.
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export RENDEZVOUS_HOST=${hosts[0]}
-
-# Since Slurm 22.05 srun no longer takes this from sbatch, and would give each task one CPU.
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 # One node that fails ends the others: they would wait for it until NCCL's timeout.
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" \

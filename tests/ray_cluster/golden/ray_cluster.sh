@@ -1,9 +1,6 @@
-# With only an EXIT trap bash would see status 0 there when it is killed by SIGTERM (scancel, time limit).
-trap 'exit 143' TERM
 export LLM_BRIDGE_NETWORK_INTERFACE=eth0
 python3 -u "$JOBS_DIR/ray_guard.py" \
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --cpu-bind=none \
-    --kill-on-bad-exit=0 --wait=0 \
+    --cpu-bind=none --kill-on-bad-exit=0 --wait=0 \
     "${SRUN_OPTIONS[@]}" "${IN_ENVIRONMENT[@]}" python3 -u "$JOBS_DIR/ray_node.py"
 
