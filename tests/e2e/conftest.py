@@ -84,14 +84,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         environment = {
             **airflow_environment(cluster, hub.token),
             "LLM_BRIDGE_INCLUDE": str(include(folder / "include", cluster)),
-            "AIRFLOW_CONN_MAIL_TEST": json.dumps(
-                {
-                    "conn_type": "smtp",
-                    "host": mail.hostname,
-                    "port": mail.port,
-                    "extra": {"disable_ssl": True, "disable_tls": True},
-                }
-            ),
+            "AIRFLOW_CONN_MAIL_TEST": json.dumps(smtp),
             "AIRFLOW_CONN_HOOK_TEST": f"http://127.0.0.1:{web.server_port}",
             "AIRFLOW_CONN_HUGGINGFACE_WRONG": json.dumps(
                 {"conn_type": "generic", "password": "hf_wrong_token_123"}
