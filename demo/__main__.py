@@ -29,7 +29,7 @@ def status(demo: Demo, console: Console) -> int:
     cluster = demo.cluster.status()
     problems = cluster.problems()
     hub = cluster.up and demo.hub.answers()
-    health = demo.airflow.health()
+    health = demo.airflow.health() if paths.AIRFLOW_HOME.exists() else {}
     airflow = bool(health) and demo.airflow.is_up()
     parts = ", ".join(f"{name} {state}" for name, state in health.items())
     login = (
@@ -76,7 +76,7 @@ def main() -> int:
             errors.print("`make down` stops what is up; a new `make demo` goes on with it", markup=False)
         return 1
     except KeyboardInterrupt:
-        errors.print("\nstopped watching; what was started goes on. `make down` ends it", markup=False)
+        errors.print("\nstopped watching; the run goes on in Airflow. `make down` ends it", markup=False)
         return 130
 
 

@@ -132,10 +132,11 @@ class LocalAirflow:
         try:
             self._prepare()
             self.port = free_port(self.port)
-            self._write_private(self.home / "running.json", {"port": self.port, "fingerprint": fingerprint})
             self._migrate()
             for name, arguments in self._components().items():
                 self._children.append(self._spawn(name, arguments))
+            note = {"port": self.port, "fingerprint": fingerprint, "pids": [p.pid for p in self._children]}
+            self._write_private(self._note_file, note)
             self._wait_until_healthy(timeout)
         except BaseException:
             self.stop()
@@ -158,7 +159,7 @@ class LocalAirflow:
         for child in self._children:
             child.wait(timeout=10)  # ended above; this lets the kernel forget it
         self._children.clear()
-        (self.home / "running.json").unlink(missing_ok=True)
+        self._note_file.unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
         """Pids of everything that belongs to this Airflow, tasks included."""
@@ -169,7 +170,10 @@ class LocalAirflow:
         return AirflowApi(self.url, USER, "").health() if self.processes() else {}
 
     def is_up(self) -> bool:
-        """Whether all components are healthy, and the server on the port is this one."""
+        """Whether all components run and are healthy, and the server on the port is this one."""
+        # What died within the last 30 s still counts as healthy with Airflow.
+        if not set(self._note().get("pids", [0])) <= set(self.processes()):
+            return False
         health = self.health()
         return all(health.get(name) == "healthy" for name in HEALTHY) and self.api().knows_us()
 
@@ -289,10 +293,14 @@ class LocalAirflow:
             digest.update(str(file).encode() + file.read_bytes())
         return digest.hexdigest()
 
+    @property
+    def _note_file(self) -> Path:
+        return self.home / "running.json"
+
     def _note(self) -> dict[str, Any]:
-        """What the last start wrote down: port and fingerprint."""
+        """What the last start wrote down: port, fingerprint, and the components' pids."""
         try:
-            return dict(json.loads((self.home / "running.json").read_text()))
+            return dict(json.loads(self._note_file.read_text()))
         except (OSError, ValueError):
             return {}
 

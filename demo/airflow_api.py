@@ -82,6 +82,17 @@ class AirflowApi:
         """`queued`, `running`, `success` or `failed`."""
         return str(self.ask("GET", f"/api/v2/dags/{_p(dag_id)}/dagRuns/{_p(run_id)}")["state"])
 
+    def unfinished(self, dag_id: str) -> list[str]:
+        """Ids of runs that are queued or running."""
+        query = {"state": ["queued", "running"], "limit": 100}
+        runs = self.ask("GET", f"/api/v2/dags/{_p(dag_id)}/dagRuns", params=query, absent=(404,))
+        return [str(run["dag_run_id"]) for run in runs.get("dag_runs", [])]
+
+    def fail(self, dag_id: str, run_id: str) -> None:
+        """Mark a run failed: its tasks end, and cancel their jobs."""
+        path = f"/api/v2/dags/{_p(dag_id)}/dagRuns/{_p(run_id)}"
+        self.ask("PATCH", path, json={"state": "failed"})
+
     def wait(self, dag_id: str, run_id: str, timeout: float, every: float = 1) -> str:
         """Wait until a run has ended; returns its state.
 

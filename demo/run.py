@@ -16,10 +16,19 @@ from demo import paths, report, show
 from demo.airflow_api import ApiError
 from demo.failures import Failure, first_failure
 from demo.processes import MemoryWatch
-from demo.services import Demo, DemoError, make_assets, run_program, seconds_since
+from demo.services import (
+    CLUSTER,
+    DAG,
+    RECIPE,
+    RUN_PREFIX,
+    Demo,
+    DemoError,
+    make_assets,
+    run_program,
+    seconds_since,
+)
 from demo.stages import Row, Stages
 
-DAG, RECIPE, CLUSTER = "post_training", "tiny_cpu", "local"
 TIMEOUT = 30 * 60
 
 
@@ -121,7 +130,11 @@ def train(demo: Demo, console: Console, outcome: Outcome) -> None:
     api = demo.airflow.api()
     api.wait_for_dag(DAG)
     api.unpause(DAG)
-    name = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    if earlier := demo.end_runs():
+        console.print(
+            f"ended    {', '.join(earlier)}, which an earlier demo had left going on", highlight=False
+        )
+    name = f"{RUN_PREFIX}{datetime.now():%Y%m%d-%H%M%S}"
     api.trigger(DAG, {"recipe": RECIPE, "cluster": CLUSTER, "run_name": name}, name)
     outcome.more |= {"run_id": name, "airflow": demo.airflow.url}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,10 +16,13 @@ import httpx
 
 from demo import paths
 from demo.airflow import LOOPBACK, LocalAirflow, free_port
+from demo.airflow_api import ApiError
 from demo.hub_client import OWNER
 from local_cluster import LocalCluster, LocalClusterError
 
 CLUSTER, SSH_PORT = "local", 22022
+DAG, RECIPE = "post_training", "tiny_cpu"
+RUN_PREFIX = "demo-"
 HUB_PORT = 8090  # in the cluster: include/clusters/local.yaml has it in HF_ENDPOINT
 
 
@@ -67,6 +71,8 @@ class Hub:
 
     def answers(self) -> bool:
         """Whether it is up, and is the one that knows our token."""
+        if not self.tokens.exists():
+            return False
         headers = {"Authorization": f"Bearer {self.token}"}
         try:
             return httpx.get(
@@ -140,14 +146,27 @@ class Demo:
         self.hub.start()
         return started
 
+    def end_runs(self) -> list[str]:
+        """End what earlier demos have left going on in Airflow; returns the runs' ids."""
+        api = self.airflow.api()
+        runs = [run for run in api.unfinished(DAG) if run.startswith(RUN_PREFIX)]
+        for run in runs:
+            api.fail(DAG, run)
+        return runs
+
     def stop(self) -> list[str]:
         """End all that the demo has started; returns a line for each."""
         lines = []
-        airflow = LocalAirflow(paths.AIRFLOW_HOME, paths.DAGS, paths.PLUGINS)
-        if airflow.processes():
-            airflow.stop()
+        if paths.AIRFLOW_HOME.exists() and self.airflow.processes():
+            # Or else it would go on, and take up cores, when Airflow is up again.
+            with contextlib.suppress(ApiError):
+                self.end_runs()
+            self.airflow.stop()
             lines.append("Airflow stopped")
         if self._note.exists():
+            # For the same reason: slurmctld keeps its queue.
+            with contextlib.suppress(LocalClusterError, subprocess.TimeoutExpired):
+                self.cluster.run("ctl", ["scancel", "--user=svc"], timeout=20)
             self.cluster.down()
             self._note.unlink()
             lines.append("cluster and Hub stopped")
@@ -191,7 +210,7 @@ def airflow_environment(cluster: LocalCluster, hub_token: str) -> dict[str, str]
         "AIRFLOW_CONN_SLURM_LOCAL": json.dumps(ssh),
         "AIRFLOW_CONN_HUGGINGFACE_LOCAL": json.dumps(hub),
         "LLM_BRIDGE_INCLUDE": str(paths.include_dir()),
-        "LLM_BRIDGE_NIGHTLY_RECIPE": "tiny_cpu",
+        "LLM_BRIDGE_NIGHTLY_RECIPE": RECIPE,
     }
 
 

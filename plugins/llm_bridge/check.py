@@ -16,7 +16,7 @@ from llm_bridge.config.load import load_cluster
 from llm_bridge.plan import Plan, make_plan
 from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.job import SlurmJob
-from llm_bridge.transport import connect
+from llm_bridge.transport import LoginRefused, connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -44,7 +44,10 @@ class CheckOperator(BaseOperator):
         log.info("everything of this run is below %s on the cluster", plan.directory)
         if "ppo" in plan.stages:
             log.info("PPO starts from %s", plan.ppo_starts_from)
-        asyncio.run(ask_cluster(plan))
+        try:
+            asyncio.run(ask_cluster(plan))
+        except LoginRefused as error:
+            raise ConfigError(str(error)) from None
         return plan.model_dump(mode="json")
 
 

@@ -35,6 +35,12 @@ class LoginNodeUnreachable(ConnectionError):
     """The login node did not answer, or the connection broke. Says nothing about any job."""
 
 
+class LoginRefused(LoginNodeUnreachable):
+    """The login node refused user or key. In a run that has worked before, that is its directory service's outage
+    more often than a changed key, so it is waited for like any other.
+    """
+
+
 class CommandFailed(RuntimeError):
     """A command on the login node ended with a non-zero exit code."""
 
@@ -158,7 +164,7 @@ class SshTransport:
                 "what your administrator says, then put it into the connection's extra 'host_key' or known_hosts file"
             ) from None
         except asyncssh.PermissionDenied as error:
-            raise ConfigError(
+            raise LoginRefused(
                 f"the login node of {self.conn_id!r} refused the login ({error}): check user and key of the connection"
             ) from None
         except (asyncssh.KeyImportError, FileNotFoundError) as error:

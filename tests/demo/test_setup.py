@@ -41,8 +41,9 @@ def test_a_failed_step_shows_the_end_of_its_log(tmp_path: Path):
 
 
 def test_environments_that_are_up_to_date_are_left_alone():
-    """`make test` has just run it."""
-    done = subprocess.run(
-        ["bash", str(ROOT / "setup.sh")], capture_output=True, text=True, timeout=600, check=True
-    )
-    assert done.stdout.startswith("setup: ready in 0.")
+    for _ in range(2):  # the first may find something to do
+        done = subprocess.run(
+            ["bash", str(ROOT / "setup.sh")], capture_output=True, text=True, timeout=900, check=True
+        )
+    assert "installed" not in done.stdout
+    assert float(done.stdout.split("ready in ")[1].split()[0]) < 5, "it takes 0.2 s on a machine that is free"

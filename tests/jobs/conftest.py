@@ -21,8 +21,7 @@ sys.path.insert(0, str(JOBS))
 def cluster_python() -> str:
     """The Python that jobs run with: torch and verl are there only."""
     python = CLUSTER_ENV / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{python} does not exist: make setup")
+    assert python.exists(), f"{python} does not exist: make setup"
     return str(python)
 
 

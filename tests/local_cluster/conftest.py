@@ -7,17 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from local_cluster import LocalCluster, LocalClusterError, preflight
+from local_cluster import LocalCluster
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """Four nodes with accounting, started once for all tests; every test leaves it healthy."""
     cluster = LocalCluster("lctest", ssh_port=22122)
-    try:
-        preflight(cluster.settings)
-    except LocalClusterError as error:
-        pytest.skip(str(error))
     cluster.down(wipe=True)
     try:
         cluster.up()

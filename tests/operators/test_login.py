@@ -11,7 +11,7 @@ import pytest
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
-from llm_bridge.transport import LocalTransport, LoginNodeUnreachable, connect
+from llm_bridge.transport import LocalTransport, LoginNodeUnreachable, LoginRefused, connect
 
 NASTY = ["it's", "$(touch /tmp/pwned)", '"', "a\nb", "`id`", "グ", "*", "-n", ""]
 
@@ -90,7 +90,7 @@ def test_a_key_that_the_login_node_refuses_is_told(
 
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(tmp_path / "key"))
     changed(monkeypatch, ssh_connection, key_file=str(tmp_path / "key"))
-    with pytest.raises(ConfigError, match=r"refused the login .* check user and key"):
+    with pytest.raises(LoginRefused, match=r"refused the login .* check user and key"):
         run(cluster, "true")
 
 

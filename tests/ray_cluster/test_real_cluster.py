@@ -6,7 +6,6 @@ Each test takes 15 to 60 s on two cores.
 from __future__ import annotations
 
 import json
-import os
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,6 @@ from ray_job import ENVIRONMENT, RayJob
 
 from local_cluster import LocalCluster
 
-pytestmark = pytest.mark.skipif(
-    not os.path.exists(f"{ENVIRONMENT}/bin/ray"), reason=f"no Ray in {ENVIRONMENT}: run ./setup.sh"
-)
 SEE_CLUSTER = "import ray; ray.init(address='auto'); print('GPUs', int(ray.cluster_resources()['GPU']))"
 # Else Slurm here (SlurmdTimeout=10 s, 300 by default) might end the job before Ray has given the node up.
 QUICK_TO_NOTICE = {"RAY_health_check_failure_threshold": "3"}
