@@ -130,14 +130,15 @@ airflow_python() {
 
 airflow_env() {
     make_venv "$1" "$home/airflow-env"
-    pip_install "$home/airflow-env" -r requirements.txt -r requirements-dev.txt
+    pip_install "$home/airflow-env" -r requirements.txt -r requirements-dev.txt \
+        -c constraints/airflow.txt
     printf '%s' "$2" >"$home/airflow-env/.llm-bridge-setup"
 }
 
 cluster_env() {
     # Not whatever `python3` is here: jobs run as a plain user, who cannot enter /root.
     make_venv /usr/bin/python3 "$home/cluster-env"
-    pip_install "$home/cluster-env" -r requirements-cluster.txt \
+    pip_install "$home/cluster-env" -r requirements-cluster.txt -c constraints/cluster-cpu.txt \
         ${LLM_BRIDGE_TORCH_INDEX:+--extra-index-url "$LLM_BRIDGE_TORCH_INDEX"}
     # From a copy: building leaves files beside the sources.
     local copy
@@ -151,8 +152,8 @@ cluster_env() {
 environments() {
     local airflow cluster python verl_cpu
     mapfile -t verl_cpu < <(find local_cluster/verl_cpu -name '*.py' -o -name '*.toml' | LC_ALL=C sort)
-    airflow=$(fingerprint requirements.txt requirements-dev.txt)
-    cluster=$(fingerprint requirements-cluster.txt "${verl_cpu[@]}")
+    airflow=$(fingerprint requirements.txt requirements-dev.txt constraints/airflow.txt)
+    cluster=$(fingerprint requirements-cluster.txt constraints/cluster-cpu.txt "${verl_cpu[@]}")
     if ! up_to_date airflow-env "$airflow"; then
         python=$(airflow_python) || fail "no Python 3.11, 3.12 or 3.13 with venv was found: install one and name it in LLM_BRIDGE_PYTHON"
         (trap - INT; step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow") &

@@ -10,6 +10,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.config.load import load_cluster
 from llm_bridge.slurm.client import JobInfo, SlurmClient
+from llm_bridge.slurm.states import Phase
+from llm_bridge.slurm.triggers import cancel_and_wait
 from llm_bridge.transport import LoginNodeUnreachable, connect
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class SummaryOperator(BaseOperator):
         states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
         plan = ti.xcom_pull(task_ids="check")
         slurm = asyncio.run(self._slurm(plan, ti)) if plan else {}
+        self._cancel_left_over(plan, slurm)
         rows = [self._row(name, task, states, slurm, ti) for name, task in ROWS.items()]
         uploaded = ti.xcom_pull(task_ids=ROWS["upload"]) or {}
         summary = {"stages": rows, "model": uploaded.get("result")}
@@ -55,6 +58,17 @@ class SummaryOperator(BaseOperator):
             failed = [task for task in bad if states.get(task) == "failed"] or bad
             raise AirflowFailException(f"the run failed in {', '.join(failed)}: its log tells why")
         return summary
+
+    def _cancel_left_over(self, plan: Any, slurm: dict[str, JobInfo]) -> None:
+        """No task is left to answer for these jobs.
+
+        A task that is marked failed within the second before the triggerer has taken its trigger up never gets
+        its ``on_kill``.
+        """
+        left = [info.job_id for info in slurm.values() if info.phase is not Phase.ENDED]
+        if left:
+            self.log.warning("still there after the run: cancelling Slurm job %s", ", ".join(left))
+            asyncio.run(cancel_and_wait(plan["cluster"], left))
 
     async def _slurm(self, plan: dict[str, Any], ti: Any) -> dict[str, JobInfo]:
         """What Slurm says of every job of the run, by task; empty while the cluster does not answer."""

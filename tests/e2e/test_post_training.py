@@ -168,17 +168,22 @@ def test_one_failure_is_one_mail_and_one_post_with_the_reason(stack: Any) -> Non
     assert mail["To"] == "team@example.org" and "check failed" in mail["Subject"]
 
 
-def test_marking_a_running_task_failed_cancels_its_job(stack: Any) -> None:
-    stack.trigger("marked", stages=["prepare", "sft"])
-    job = wait_for_job(stack, "marked", "sft.train")
-    path = "/api/v2/dags/post_training/dagRuns/marked/taskInstances/sft.train"
+@pytest.mark.parametrize("moment", ["while its output is followed", "before a trigger could follow it"])
+def test_marking_a_running_task_failed_cancels_its_job(stack: Any, moment: str) -> None:
+    run_id = moment.split()[0]
+    stack.trigger(run_id, stages=["sft"])
+    job = wait_for_job(stack, run_id, "sft.train")
+    deadline = time.monotonic() + 60
+    while run_id == "while" and "[llm-bridge]" not in stack.log(run_id, "sft.train"):
+        assert time.monotonic() < deadline, "no output in the log"
+        time.sleep(0.5)
+    path = f"/api/v2/dags/post_training/dagRuns/{run_id}/taskInstances/sft.train"
     stack.airflow.api().ask("PATCH", path, json={"new_state": "failed"})
+    ask = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job]
     deadline = time.monotonic() + 40
     state = ""
     while time.monotonic() < deadline and state != "CANCELLED":
-        state = stack.cluster.run(
-            "login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job], user="svc"
-        ).stdout.strip()
+        state = stack.cluster.run("login", ask, user="svc").stdout.strip()
         time.sleep(1)
     assert state == "CANCELLED"
 

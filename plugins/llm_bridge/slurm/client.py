@@ -49,7 +49,8 @@ class JobInfo:
 
     @property
     def run_seconds(self) -> float:
-        return max(0.0, self.ended - self.started) if self.started and self.ended else 0.0
+        """0 while the job runs: Slurm then gives the time at which its limit would end it."""
+        return max(0.0, self.ended - self.started) if self.started and self.phase is Phase.ENDED else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
