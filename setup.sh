@@ -84,7 +84,7 @@ install_packages() {
 
 system_packages() {
     local missing
-    command -v dpkg-query >/dev/null || fail "this is not a Debian or Ubuntu machine (no dpkg): use docker-compose.yaml instead"
+    command -v dpkg-query >/dev/null || fail "this is not a Debian or Ubuntu machine (no dpkg): make demo and make test need one"
     mapfile -t missing < <(missing_packages)
     [ ${#missing[@]} -eq 0 ] && return
     if [ "$(id -u)" != 0 ]; then

@@ -1,20 +1,13 @@
 #!/bin/bash
 #SBATCH --partition=gpu
-
 #SBATCH --nodes=2
-
 #SBATCH --ntasks-per-node=1
-
 #SBATCH --cpus-per-task=96
-
 #SBATCH --time=2:00:00
-
 #SBATCH --gpus-per-node=8
-
 #SBATCH --open-mode=append
 
 set -euo pipefail
-umask 077
 
 export ATTEMPT_DIR=/shared/work/d/r/s/attempt-1
 export JOBS_DIR="$ATTEMPT_DIR/jobs"
