@@ -40,4 +40,4 @@ format: setup ## let ruff put the sources in shape
 	@$(PYTHON) -m ruff format .
 
 test: lint ## lint and all tests, on a real local cluster
-	@$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup
+	@$(PYTHON) -m pytest
