@@ -25,6 +25,7 @@ os.environ.update(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One group a folder; the longest first, so that the others fill the time beside it."""
     for item in items:
