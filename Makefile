@@ -39,5 +39,10 @@ format: setup ## let ruff put the sources in shape
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
 
-test: lint ## lint and all tests, on a real local cluster
-	@$(PYTHON) -m pytest
+test: lint ## lint and all tests, on real local clusters; the end-to-end tests run beside the others
+	@mkdir -p build
+	@$(PYTHON) -m pytest tests/e2e >build/e2e-tests.log 2>&1 & e2e=$$!; \
+	$(PYTHON) -m pytest --ignore=tests/e2e; others=$$?; \
+	wait $$e2e; e2e=$$?; \
+	cat build/e2e-tests.log; \
+	exit $$((others ? others : e2e))
