@@ -82,7 +82,10 @@ def test_the_summary_names_every_stages_job_and_times(stack: Any, full_run: str)
     ]
     for row in rows:
         assert row["state"] == "success" and row["job_id"], row
-        assert row["queue_s"] >= 0 and row["run_s"] > 0, row
+        # Slurm counts whole seconds: a short job may have run for 0 of them.
+        assert row["queue_s"] >= 0 and row["run_s"] >= (
+            1 if row["name"] in ("sft", "ray cluster", "ppo") else 0
+        ), row
 
 
 def test_the_output_of_training_is_in_the_tasks_logs(stack: Any, full_run: str) -> None:
