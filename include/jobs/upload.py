@@ -5,14 +5,12 @@ By hand:     python upload.py --input_tokenizer_and_model_dir DIR --repo_id OWNE
 By the DAG:  python upload.py --settings settings.json      (its keys are the fields of Settings below)
 
 Running it again is safe: files that are there already are not sent again, and with nothing changed there is
-no new commit. It deletes nothing on the Hub. Needs the standard library and huggingface_hub (1.33 or later).
+no new commit. It deletes nothing on the Hub. Needs huggingface_hub (1.33 or later) and the files beside this one.
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import hashlib
 import json
 import os
 import re
@@ -23,13 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# `.git` and `.cache` are refused by huggingface_hub itself; `*.tmp` is what a killed save leaves behind.
-IGNORED = ("*.tmp", ".git/*", "*/.git/*", ".cache/*", "*/.cache/*")
-
-# Weights, but not what trainers leave beside them under the same ending.
-WEIGHTS = ("*.safetensors", "*.bin")
-NOT_WEIGHTS = ("training_args.bin", "optimizer*.bin", "scheduler*.bin", "random_states*.bin")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
+from job_io import write_json
+from model_folder import IGNORED, LocalFile, NotAModel, check_model, difference, find_files, hash_file
 
 _REPO_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _REPO_ID = re.compile(rf"{_REPO_PART}/{_REPO_PART}")
@@ -65,16 +58,6 @@ class Settings:
     endpoint: str | None = None
     commit_message: str = "Upload model and tokenizer"
     hf_token: str | None = None  # from the command line only
-
-
-@dataclass
-class LocalFile:
-    """One file of the model directory and its content's hash."""
-
-    path: str
-    full: Path
-    size: int
-    sha256: str
 
 
 def parse_arguments(argv: list[str]) -> Settings:
@@ -189,76 +172,6 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def find_files(model_dir: Path) -> tuple[list[Path], list[str]]:
-    """Files to upload, and the paths left out on purpose."""
-    if not model_dir.is_dir():
-        raise BadInput(f"the model directory {model_dir} does not exist")
-    kept, skipped = [], []
-    for full in sorted(model_dir.glob("**/*")):  # the same walk as huggingface_hub's upload_folder
-        if full.is_file():
-            path = full.relative_to(model_dir).as_posix()
-            if matches(path, IGNORED):
-                skipped.append(path)
-            else:
-                kept.append(full)
-    return kept, skipped
-
-
-def check_model(model_dir: Path, files: list[Path]) -> None:
-    """Refuse a directory from which nobody could load a model, naming everything that is missing."""
-    top = {file.name: file for file in files if file.parent == model_dir}
-    weights = [name for name in top if matches(name, WEIGHTS) and not matches(name, NOT_WEIGHTS)]
-    problems = []
-    if "config.json" not in top:
-        problems.append("config.json is missing")
-    if not weights:
-        problems.append(f"weights are missing: no file matches {' or '.join(WEIGHTS)}")
-    if not any(matches(name, TOKENIZERS) for name in top):
-        problems.append(f"tokenizer files are missing: no file matches {', '.join(TOKENIZERS)}")
-    for name in ("config.json", *weights):
-        if name in top and top[name].stat().st_size == 0:
-            problems.append(f"{name} is empty")
-    for index in (name for name in top if name.endswith((".safetensors.index.json", ".bin.index.json"))):
-        try:
-            shards = set(json.loads(top[index].read_text(encoding="utf-8"))["weight_map"].values())
-            problems += [f"{shard} is missing, but {index} names it" for shard in sorted(shards - set(top))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"{index} cannot be read: {error!r}")
-    if problems:
-        raise BadInput(
-            f"{model_dir} is not a complete Hugging Face model:\n  - " + "\n  - ".join(problems) + "\n"
-            "A trainer's own checkpoint has to be merged first (the merge stage does it), and the tokenizer "
-            "saved beside it."
-        )
-
-
-def hash_file(model_dir: Path, full: Path) -> LocalFile:
-    digest, size = hashlib.sha256(), 0
-    with full.open("rb") as file:
-        while chunk := file.read(4 * 1024 * 1024):
-            digest.update(chunk)
-            size += len(chunk)
-    return LocalFile(full.relative_to(model_dir).as_posix(), full, size, digest.hexdigest())
-
-
-def difference(local: LocalFile, remote: Any) -> str:
-    """Why the remote file (a RepoFile of huggingface_hub, or None) is not the local one; empty if it is."""
-    if remote is None:
-        return "is not on the Hub"
-    if remote.size != local.size:
-        return f"has {remote.size} bytes on the Hub, {local.size} here"
-    if remote.lfs is not None:
-        same = remote.lfs.sha256 == local.sha256
-    else:  # a small file in git itself: the Hub knows only git's own hash of it
-        data = local.full.read_bytes()
-        same = remote.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    return "" if same else "has other content on the Hub"
-
-
 def check_token(api: Any, source: str, repo_id: str) -> None:
     """Ask the Hub who we are, so that a bad token is found before anything is hashed or sent."""
     from huggingface_hub.errors import HfHubHTTPError
@@ -338,14 +251,6 @@ def verify(api: Any, repo_id: str, commit: str, files: list[LocalFile]) -> None:
         )
 
 
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Atomically: whoever finds the file finds all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def run(settings: Settings, paths: list[Path], skipped: list[str], token: str, source: str) -> None:
     """Sign in, upload, verify, report."""
     from huggingface_hub import HfApi
@@ -362,7 +267,8 @@ def run(settings: Settings, paths: list[Path], skipped: list[str], token: str, s
     if settings.result:
         listed = [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in files]
         result = {"repo_id": settings.repo_id, "revision": commit, "url": url, "files": listed}
-        write_result(settings.result, {**result, "skipped": skipped, "new_commit": is_new})
+        settings.result.parent.mkdir(parents=True, exist_ok=True)
+        write_json(settings.result, {**result, "skipped": skipped, "new_commit": is_new})
     if skipped:
         print(f"Skipped {len(skipped)} file(s): {', '.join(skipped)}")
     size = f"{len(files)} files ({sum(file.size for file in files) / 1e6:.1f} MB)"
@@ -414,12 +320,14 @@ def main(argv: list[str]) -> int:
     token, endpoint = None, ""
     try:
         settings = parse_arguments(argv)
-        token, source = read_token(
-            settings
-        )  # before all checks: a token file to delete must not be left behind
+        # Before all checks: a token file that is to be deleted must not be left behind.
+        token, source = read_token(settings)
         check_repo_id(settings.repo_id)
-        paths, skipped = find_files(settings.model_dir)
-        check_model(settings.model_dir, paths)
+        try:
+            paths, skipped = find_files(settings.model_dir)
+            check_model(settings.model_dir, paths)
+        except NotAModel as error:
+            raise BadInput(str(error)) from None
         endpoint = prepare_environment(settings)
         if token is None:
             token, source = default_token()

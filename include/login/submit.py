@@ -1,7 +1,7 @@
 """Submit one batch job exactly once. Runs on the login node; request and answer are JSON on stdin/stdout.
 
 Request:  {"directory": attempt directory, "key": job name, "files": {path: text}, "secrets": {name: text}}
-Answer:   {"job_id": "12", "how": "submitted" | "found"}  or  {"error": "what sbatch said", "code": 1}
+Answer:   {"job_id": "12", "how": "submitted" | "found"}  or  {"error": "what squeue or sbatch said"}
 
 A second call for the same directory, at any time and even while the first one runs, gives the same job.
 With `key` null the files are put there and nothing is submitted (a Ray job's files): {"how": "placed"}.
@@ -28,7 +28,10 @@ def write(path, text, mode=0o600):
 
 
 def known_to_slurm(key):
-    """The id of a job with this name, also when sbatch ran but its answer was never written down."""
+    """The id of a job with this name, also when sbatch ran but its answer was never written down.
+
+    Raises OSError when squeue cannot tell.
+    """
     queries = (
         ["squeue", "--me", "-h", "-t", "all", "-o", "%i %r", "--name", key],
         # Accounting remembers longer than squeue's MinJobAge, but not every site has it.
@@ -37,9 +40,7 @@ def known_to_slurm(key):
     for query in queries:
         done = run(query)
         if query[0] == "squeue" and done.returncode:
-            raise SystemExit(
-                json.dumps({"error": done.stderr.strip() or "squeue failed", "code": done.returncode})
-            )
+            raise OSError(done.stderr.strip() or "squeue ended with exit code %d" % done.returncode)
         # sbatch refuses an impossible job, but slurmctld keeps a record of it under its name.
         rows = [line.split() for line in done.stdout.splitlines() if "BadConstraints" not in line]
         if done.returncode == 0 and rows:
@@ -70,7 +71,10 @@ def submit(request):
         if os.path.exists(id_file):
             with open(id_file) as stream:
                 return {"job_id": stream.read().strip(), "how": "found"}
-        job_id, how = known_to_slurm(request["key"]), "found"
+        try:
+            job_id, how = known_to_slurm(request["key"]), "found"
+        except OSError as error:
+            return {"error": str(error)}
         if job_id is None:
             place(request)
             done = run(
@@ -85,7 +89,7 @@ def submit(request):
                 ]
             )
             if done.returncode:
-                return {"error": done.stderr.strip(), "code": done.returncode}
+                return {"error": done.stderr.strip()}
             # "12" or, on a federation, "12;cluster"
             job_id, how = done.stdout.strip().split(";")[0], "submitted"
         write(id_file, job_id + "\n")

@@ -6,8 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from airflow.exceptions import AirflowNotFoundException
-from airflow.sdk import BaseHook, BaseOperator
+from airflow.sdk import BaseOperator
 
 from llm_bridge import stages
 from llm_bridge.config.cluster import Cluster
@@ -16,6 +15,7 @@ from llm_bridge.config.load import load_cluster
 from llm_bridge.plan import Plan, make_plan
 from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.job import SlurmJob
+from llm_bridge.slurm.operators import password_of
 from llm_bridge.transport import LoginRefused, connect
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def ask_cluster(plan: Plan) -> None:
     jobs = planned_jobs(plan)
     for job in jobs:
         for conn_id in job.secrets.values():
-            await asyncio.to_thread(_password, conn_id, cluster)
+            await asyncio.to_thread(password_of, conn_id)
     async with connect(cluster) as transport:
         client = SlurmClient(cluster, transport)
         sources = (plan.recipe.base_model, plan.recipe.data.source)
@@ -93,17 +93,4 @@ def _hub(plan: Plan, cluster: Cluster) -> dict[str, str] | None:
     if "upload" not in plan.stages or not cluster.hub.conn_id:
         return None
     endpoint = cluster.variables.get("HF_ENDPOINT", HUB_ENDPOINT)
-    return {"endpoint": endpoint, "token": _password(cluster.hub.conn_id, cluster)}
-
-
-def _password(conn_id: str, cluster: Cluster) -> str:
-    try:
-        password = BaseHook.get_connection(conn_id).password
-    except AirflowNotFoundException:
-        raise ConfigError(
-            f"Airflow has no connection {conn_id!r}, which include/clusters/{cluster.name}.yaml names: create it "
-            "(Admin > Connections) with the token as its password"
-        ) from None
-    if not password:
-        raise ConfigError(f"connection {conn_id!r} has no password: put the token there")
-    return password
+    return {"endpoint": endpoint, "token": password_of(cluster.hub.conn_id)}

@@ -12,7 +12,7 @@ from llm_bridge.config.load import load_cluster
 from llm_bridge.slurm.client import JobInfo, SlurmClient
 from llm_bridge.slurm.states import Phase
 from llm_bridge.slurm.triggers import cancel_and_wait
-from llm_bridge.transport import LoginNodeUnreachable, connect
+from llm_bridge.transport import CommandFailed, LoginNodeUnreachable, connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -33,13 +33,15 @@ GOOD = {"success", "skipped"}
 class SummaryOperator(BaseOperator):
     """Collect every stage's job, times and result; fail if any stage failed.
 
-    :returns: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}], "model": {...} or None}``.
+    Leaves an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
+    "model": {...} or None}``.
+
     :raises AirflowFailException: a task failed; the message names it.
     """
 
     ui_color = "#eeeeee"
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> None:
         ti: Any = context["ti"]
         tasks = ["check", *ROWS.values(), "ppo.submit", "ppo.ray_down"]
         found = ti.get_task_states(dag_id=ti.dag_id, task_ids=tasks, run_ids=[ti.run_id])
@@ -57,7 +59,6 @@ class SummaryOperator(BaseOperator):
         if bad:
             failed = [task for task in bad if states.get(task) == "failed"] or bad
             raise AirflowFailException(f"the run failed in {', '.join(failed)}: its log tells why")
-        return summary
 
     def _cancel_left_over(self, plan: Any, slurm: dict[str, JobInfo]) -> None:
         """No task is left to answer for these jobs.
@@ -81,7 +82,7 @@ class SummaryOperator(BaseOperator):
                 for task, job in jobs.items():
                     if job and (info := await client.details(job["job_id"])):
                         known[task] = info
-        except LoginNodeUnreachable as error:
+        except (LoginNodeUnreachable, CommandFailed) as error:
             self.log.warning("times are missing from the table: %s", error)
         return known
 

@@ -251,6 +251,7 @@ def test_help_says_that_private_is_the_default_now():
 def upload(monkeypatch) -> ModuleType:
     """The script as a module, for what cannot be provoked from outside."""
     script = Path(__file__).resolve().parents[2] / "include" / "jobs" / "upload.py"
+    monkeypatch.syspath_prepend(str(script.parent))  # the files beside it
     spec = importlib.util.spec_from_file_location("upload_script", script)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "upload_script", module)  # its dataclasses look there

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.failures.errors import SlurmJobFailed
-from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.client import SlurmClient, SlurmUnreachable
 from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
 from llm_bridge.slurm.sensors import SlurmJobSensor
 
@@ -204,3 +204,40 @@ def test_a_job_that_says_that_a_retry_cannot_help_is_not_tried_again(task: Any) 
     script = """echo '{"reason": "no such column", "retry": false}' > "$ATTEMPT_DIR/reason.json"; exit 1"""
     with pytest.raises(AirflowFailException, match="It says: no such column"):
         task.run(submit(script))
+
+
+def test_a_slurmctld_that_is_away_is_no_verdict_and_the_retry_submits_one_job(
+    task: Any, slurm: Any, jobs: Any
+) -> None:
+    slurm.stop("slurmctld")
+    try:
+        with pytest.raises(SlurmUnreachable, match="a retry looks again"):
+            submit("true").execute(task.context)
+    finally:
+        slurm.start("slurmctld")
+        slurm.wait_for_nodes()
+    done = task.run(submit("true"))
+    assert jobs(task.store.values["llm_bridge_attempt"]["key"]) == [done["job_id"]]
+    assert done["directory"].endswith("/attempt-1")
+
+
+def test_a_worker_that_is_told_to_stop_while_it_waits_itself_cancels_its_job(task: Any, slurm: Any) -> None:
+    """Airflow calls on_kill from a signal handler, so the operator's own event loop is running in that thread."""
+    operator = submit("sleep 60", wait=False)
+    job_id = operator.execute(task.context)["job_id"]
+
+    async def signal_handler() -> None:
+        operator.on_kill()
+
+    asyncio.run(signal_handler())
+    ask = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id]
+    assert slurm.run("login", ask, user="svc").stdout.strip() == "CANCELLED"
+
+
+def test_a_character_that_two_looks_cut_in_half_arrives_whole(
+    task: Any, logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_bridge.slurm.watcher.MAX_LOG_BYTES", 100)
+    text = "グ" * 100
+    task.run(submit(f"echo {text}"))
+    assert text in logged()

@@ -141,3 +141,9 @@ def test_a_time_limit_without_quotes_is_told_to_get_some(include: Path) -> None:
     write(include, "clusters/mine.yaml", MINIMAL + "time_limit: 2:00:00\n")
     with pytest.raises(ConfigError, match='time_limit: write it in quotes, such as "2:00:00"'):
         load_cluster("mine")
+
+
+def test_a_file_cannot_give_itself_another_name(include: Path) -> None:
+    write(include, "clusters/mine.yaml", MINIMAL + "name: local\n")
+    with pytest.raises(ConfigError, match="remove 'name'"):
+        load_cluster("mine")

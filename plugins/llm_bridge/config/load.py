@@ -70,4 +70,6 @@ def _load(kind: str, name: str, model: type[Model]) -> Model:
         raise ConfigError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected 'key: value' lines, found {type(values).__name__}")
+    if "name" in values:
+        raise ConfigError(f"{source}: remove 'name': a file's name is its name")
     return check_model(model, {"name": name, **values}, source)

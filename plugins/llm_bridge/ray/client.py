@@ -140,7 +140,7 @@ async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
             yield client
         return
     assert target.cluster
-    cluster = load_cluster(target.cluster)
+    cluster = await asyncio.to_thread(load_cluster, target.cluster)
     async with connect(cluster) as transport:
         slurm = SlurmClient(cluster, transport)
         try:

@@ -80,7 +80,7 @@ class RaySubmitJobOperator(BaseOperator):
         "conn_id": ...}`` of any Ray cluster. (templated)
     :param entrypoint: a command as a list of arguments; quoted here for Ray's shell. (templated)
     :param job: instead of ``entrypoint``, a :class:`RayJob` or a callable that makes one from the task's context.
-    :returns: ``{"submission_id", "directory", "queue_s", ...the target}``, for ``RayJobSensor``.
+    :returns: ``{"submission_id", "attempt_directory", ...the target}``, for ``RayJobSensor``.
     :raises RayRefused: the cluster refuses the job or the token.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -97,10 +98,11 @@ class RayJobTrigger(BaseTrigger):
     async def _follow_allocation(self, target: RayTarget) -> dict[str, Any]:
         assert target.cluster and target.job_id and target.directory
         reason, last = None, None
-        watcher = watcher_for(load_cluster(target.cluster))
-        async for update in watcher.follow(target.job_id, target.directory, ("reason.json",)):
-            reason = update.files.get("reason.json") or reason
-            last = update
+        watcher = watcher_for(await asyncio.to_thread(load_cluster, target.cluster))
+        async with aclosing(watcher.follow(target.job_id, target.directory, ("reason.json",))) as updates:
+            async for update in updates:
+                reason = update.files.get("reason.json") or reason
+                last = update
         assert last
         info = last.info.as_dict() if last.info else None
         return self._payload("ALLOCATION_ENDED", info=info, reason=reason, notice=last.notice)
@@ -137,9 +139,9 @@ class RayJobTrigger(BaseTrigger):
                     for line in self._tail.rest():
                         self.log.info("%s", line)
                     return self._payload(job["status"], job=job)
-                await asyncio.wait({log}, timeout=self.poll_seconds)
-                if log.done():
-                    await asyncio.sleep(self.poll_seconds)
+                await asyncio.sleep(self.poll_seconds)
+                if log.done():  # it broke off while the job goes on
+                    log = asyncio.create_task(self._stream_log(client))
         finally:
             log.cancel()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from llm_bridge.config.cluster import Cluster
@@ -16,6 +18,17 @@ from llm_bridge.slurm import script
 from llm_bridge.slurm.job import SlurmJob
 from llm_bridge.slurm.states import Phase, State, state_of
 from llm_bridge.transport import CommandFailed, Transport, checked
+
+# What Slurm's commands say when slurmctld is away or overloaded (slurm_errno.c). No verdict on any job.
+_AWAY = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Zero Bytes were transmitted",
+    "temporarily unable",
+    "Transport endpoint is not connected",
+    "Connection refused",
+    "Connection timed out",
+)
 
 # squeue and scontrol take about 10 s to fail while slurmctld is away.
 SLURM_SECONDS = 60
@@ -60,7 +73,7 @@ class JobInfo:
 class News:
     """What one look at a job's files brought: new log bytes, the next offset, and small JSON files."""
 
-    log: str
+    log: bytes
     offset: int
     size: int
     files: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +95,7 @@ class SlurmClient:
         :param secrets: file name -> text; they travel on standard input into 0600 files.
         :returns: the job id, and whether this call submitted it (False: it was there already).
         :raises ConfigError: Slurm refuses the job (partition, account, size ...).
+        :raises SlurmUnreachable: slurmctld does not answer.
         """
         request = {
             "directory": directory,
@@ -91,7 +105,7 @@ class SlurmClient:
         }
         answer = await self.ask("submit.py", request, timeout=120)
         if "error" in answer:
-            raise _refused(job, answer["error"])
+            raise _refusal(job, answer["error"])
         return answer["job_id"], answer["how"] == "submitted"
 
     async def place(self, directory: str, texts: dict[str, str]) -> None:
@@ -112,6 +126,7 @@ class SlurmClient:
         """Ask Slurm whether ``job`` could ever run, without submitting it; returns Slurm's estimate.
 
         :raises ConfigError: it could not.
+        :raises SlurmUnreachable: slurmctld does not answer.
         """
         options = [
             f"--{name}" if value is None else f"--{name}={value}"
@@ -120,7 +135,7 @@ class SlurmClient:
         argv = ["sbatch", "--test-only", *options]
         done = await self.transport.run(argv, stdin=b"#!/bin/sh\ntrue\n", timeout=SLURM_SECONDS)
         if done.code:
-            raise _refused(job, done.stderr.strip())
+            raise _refusal(job, done.stderr.strip())
         return done.stderr.strip()
 
     async def states(self, job_ids: Iterable[str]) -> dict[str, JobInfo]:
@@ -175,7 +190,7 @@ class SlurmClient:
         answer = await self.ask("watch.py", {"jobs": jobs, "max_bytes": max_bytes})
         return {
             job_id: News(
-                log=base64.b64decode(seen["log"]).decode("utf-8", "replace"),
+                log=base64.b64decode(seen["log"]),
                 offset=seen["offset"],
                 size=seen["size"],
                 files=seen["files"],
@@ -185,17 +200,29 @@ class SlurmClient:
 
     async def ask(self, helper: str, request: dict[str, Any], timeout: float = 60) -> Any:
         """Run ``include/login/HELPER`` on the login node with ``request`` as JSON; returns its JSON answer."""
-        program = (include_dir() / "login" / helper).read_text(encoding="utf-8")
-        argv = [self.cluster.login_python, "-c", program]
+        argv = [self.cluster.login_python, "-c", _program(include_dir() / "login" / helper)]
         output = await checked(self.transport, argv, stdin=json.dumps(request).encode(), timeout=timeout)
         return json.loads(output)
 
 
-def _refused(job: SlurmJob, said: str) -> ConfigError:
+class SlurmUnreachable(ConnectionError):
+    """slurmctld did not take a job. Whether it knows the job all the same is found out by the next try."""
+
+
+def _refusal(job: SlurmJob, said: str) -> Exception:
+    if any(words in said for words in _AWAY):
+        return SlurmUnreachable(
+            f"slurmctld of cluster {job.cluster!r} does not answer; a retry looks again: {said}"
+        )
     return ConfigError(
         f"Slurm on cluster {job.cluster!r} refuses the job {job.template or 'script'!r}: {said}. "
         f"Check include/clusters/{job.cluster}.yaml and the recipe's nodes and gpus_per_node; nothing was submitted."
     )
+
+
+@functools.cache  # asked for at every tick, in the triggerer's loop
+def _program(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 _SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,ExitCode,Submit,Start,End"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from airflow.exceptions import AirflowNotFoundException
 from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException
 
@@ -135,7 +137,9 @@ class SlurmSubmitOperator(BaseOperator):
         """The worker's process is told to stop before the task deferred, or while it waits in the worker."""
         if self._submitted:
             cluster, job_id = self._submitted
-            asyncio.run(cancel_and_wait(cluster, [job_id]))
+            # Called from a signal handler: a loop may be running in this thread, so another one is used.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, cancel_and_wait(cluster, [job_id])).result()
 
     def describe(self, context: Context) -> SlurmJob:
         """The job as it is to be submitted."""
@@ -158,7 +162,8 @@ class SlurmSubmitOperator(BaseOperator):
             attempt, info = await self._choose_attempt(context, job, client)
             if info is None:
                 attempt.save(context)  # the intent, before anything can be lost
-                job_id, fresh = await client.submit(job, attempt.directory, attempt.key, _secrets(job))
+                secrets = {name: password_of(conn_id) for name, conn_id in job.secrets.items()}
+                job_id, fresh = await client.submit(job, attempt.directory, attempt.key, secrets)
                 attempt = attempts.Attempt(**{**attempt.__dict__, "job_id": job_id})
                 attempt.save(context)
                 self.log.info(
@@ -246,14 +251,18 @@ def task_directory(cluster_name: str, context: Context) -> str:
     return f"{workspace}/{slug(ti.dag_id)}/{slug(ti.run_id)}/{slug(ti.task_id)}{index}"
 
 
-def _secrets(job: SlurmJob) -> dict[str, str]:
-    """The passwords of the connections that the job names, for 0600 files in the attempt's directory."""
-    values = {}
-    for name, conn_id in job.secrets.items():
+def password_of(conn_id: str) -> str:
+    """The secret that an Airflow connection holds.
+
+    :raises ConfigError: there is no such connection, or it has no password.
+    """
+    try:
         password = BaseHook.get_connection(conn_id).password
-        if not password:
-            raise ConfigError(
-                f"connection {conn_id!r} has no password: put the token there, the job needs it as {name!r}"
-            )
-        values[name] = password
-    return values
+    except AirflowNotFoundException:
+        password = None
+    if not password:
+        raise ConfigError(
+            f"Airflow has no connection {conn_id!r} with a password: create it (Admin > Connections) and put the "
+            "token there, or correct the name in the cluster file"
+        )
+    return password

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -85,19 +86,19 @@ class SlurmJobTrigger(BaseTrigger):
         files = ("result.json", "reason.json", *([self.ready_file] if self.ready_file else []))
         found: dict[str, Any] = {}
         tail = Tail()
-        async for update in watcher_for(load_cluster(self.cluster)).follow(
-            self.job_id, self.directory, files
-        ):
-            for line in tail.add(update.log):
-                self.log.info("%s", line)
-            self._tell(update)
-            found |= {name: content for name, content in update.files.items() if content is not None}
-            if self.ready_file and self.ready_file in found:
-                return self._payload(update, found, tail, ready=True)
-            if update.ended:
-                for line in tail.rest():
+        cluster = await asyncio.to_thread(load_cluster, self.cluster)
+        async with aclosing(watcher_for(cluster).follow(self.job_id, self.directory, files)) as updates:
+            async for update in updates:
+                for line in tail.add(update.log):
                     self.log.info("%s", line)
-                return self._payload(update, found, tail, ready=False)
+                self._tell(update)
+                found |= {name: content for name, content in update.files.items() if content is not None}
+                if self.ready_file and self.ready_file in found:
+                    return self._payload(update, found, tail, ready=True)
+                if update.ended:
+                    for line in tail.rest():
+                        self.log.info("%s", line)
+                    return self._payload(update, found, tail, ready=False)
         raise AssertionError("the watcher ended without a last update")
 
     def _tell(self, update: Update) -> None:
@@ -170,7 +171,7 @@ async def cancel_and_wait(cluster_name: str, job_ids: list[str], seconds: float 
     :param seconds: how long to look; on_kill has 30 s in all (``[triggerer] on_kill_timeout``).
     :returns: the ids of those that were still there after that.
     """
-    cluster = load_cluster(cluster_name)
+    cluster = await asyncio.to_thread(load_cluster, cluster_name)
     async with connect(cluster) as transport:
         client = SlurmClient(cluster, transport)
         await client.cancel(job_ids)

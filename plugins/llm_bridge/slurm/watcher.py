@@ -7,9 +7,10 @@ Log bytes and ends of jobs are read from files by one remote command a tick, whi
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,6 +49,10 @@ class _Watched:
     files: tuple[str, ...]
     queue: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     offset: int = 0
+    # A look may end in the middle of a character.
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
     info: JobInfo | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unknown_since: float | None = None
@@ -62,7 +67,9 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._states_due = 0.0
 
-    async def follow(self, job_id: str, directory: str, files: tuple[str, ...] = ()) -> AsyncIterator[Update]:
+    async def follow(
+        self, job_id: str, directory: str, files: tuple[str, ...] = ()
+    ) -> AsyncGenerator[Update]:
         """Updates of one job until it has ended; the last one has ``ended`` set.
 
         :param directory: the attempt's directory.
@@ -128,12 +135,14 @@ class Watcher:
             elif due and job.unknown_since is None:
                 job.unknown_since = time.monotonic()
             if seen.log or fresh or moved:
-                job.queue.put_nowait(Update(log=seen.log, files=fresh, info=moved))
+                job.queue.put_nowait(Update(log=job.decoder.decode(seen.log), files=fresh, info=moved))
             caught_up = seen.offset >= seen.size
             if caught_up and (final := await self._end(client, job)):
                 # Slurm adds a line of its own ("CANCELLED ... DUE TO TIME LIMIT") after the job's last one.
                 last = (await client.watch({n: {**request[n], "offset": job.offset}}, MAX_LOG_BYTES))[n]
-                job.queue.put_nowait(replace(final, log=last.log, files=last.files))
+                job.queue.put_nowait(
+                    replace(final, log=job.decoder.decode(last.log, final=True), files=last.files)
+                )
                 self._jobs.discard(job)
 
     async def _end(self, client: SlurmClient, job: _Watched) -> Update | None:
