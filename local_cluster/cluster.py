@@ -289,6 +289,8 @@ class LocalCluster:
         done = self.run(host, hosts.role_argv(self.settings, host, action, daemon), timeout=60)
         if done.returncode:
             raise LocalClusterError(f"{action} {daemon} on {host} failed: {done.stderr.strip()}")
+        if daemon == "sshd" and action in ("start", "restart"):
+            lifecycle.wait_for_ssh(self.settings)
 
     def _known(self, host: str) -> None:
         if host not in self.settings.host_names:

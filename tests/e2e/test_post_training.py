@@ -40,7 +40,7 @@ def test_nothing_runs_on_the_cluster_afterwards(stack: Any, full_run: str) -> No
 
 
 def test_the_model_on_the_hub_is_the_one_on_the_cluster(stack: Any, full_run: str, tmp_path: Path) -> None:
-    model = stack.airflow.api().xcom("post_training", full_run, "summary")["model"]
+    model = stack.airflow.api().xcom("post_training", full_run, "summary", "summary")["model"]
     argv = [
         sys.executable,
         "-m",
@@ -70,7 +70,7 @@ def test_ppo_started_from_the_sft_result_and_changed_it(stack: Any, full_run: st
 
 
 def test_the_summary_names_every_stages_job_and_times(stack: Any, full_run: str) -> None:
-    rows = stack.airflow.api().xcom("post_training", full_run, "summary")["stages"]
+    rows = stack.airflow.api().xcom("post_training", full_run, "summary", "summary")["stages"]
     assert [row["name"] for row in rows] == [
         "prepare",
         "sft",
