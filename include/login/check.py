@@ -1,14 +1,13 @@
-"""Look at what a run needs before anything is submitted. Runs on the login node; JSON on stdin/stdout.
+"""Look at what a run needs before anything is submitted.
 
 Request:  {"workspace", "readable": [paths], "hub": {"endpoint", "token"} or null}
 Answer:   {"problems": [sentence], "notes": [sentence]}
 
-Python 3.6 is enough; standard library only. The token comes on stdin and goes into a header, nowhere else.
+The token comes on stdin and goes into a header, nowhere else.
 """
 
 import json
 import os
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -52,8 +51,8 @@ def hub(endpoint, token):
         return [], ["the login node does not reach the Hub at {} ({}); jobs may".format(endpoint, error)]
 
 
-def check(request):
-    """Everything that is asked for."""
+def main(request):
+    """Entry point (boot.py): everything that is asked for."""
     problems = workspace(request["workspace"])
     for path in request["readable"]:
         problems += readable(path)
@@ -62,7 +61,3 @@ def check(request):
         more, notes = hub(request["hub"]["endpoint"], request["hub"]["token"])
         problems += more
     return {"problems": problems, "notes": notes}
-
-
-if __name__ == "__main__":
-    print(json.dumps(check(json.load(sys.stdin))))

@@ -6,13 +6,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
-
 from llm_bridge import stages
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import load_cluster
 from llm_bridge.plan import Plan, make_plan
+from llm_bridge.slurm.away import AWAY, WaitsForCluster
 from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.job import SlurmJob
 from llm_bridge.slurm.operators import password_of
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 HUB_ENDPOINT = "https://huggingface.co"
 
 
-class CheckOperator(BaseOperator):
+class CheckOperator(WaitsForCluster):
     """Turn the form into a :class:`~llm_bridge.plan.Plan` and ask the cluster whether it can be carried out.
 
     :returns: the plan, as JSON, for the tasks that follow.
@@ -48,6 +47,8 @@ class CheckOperator(BaseOperator):
             asyncio.run(ask_cluster(plan))
         except LoginRefused as error:
             raise ConfigError(str(error)) from None
+        except AWAY as error:
+            self.wait_for(plan.cluster, error)
         return plan.model_dump(mode="json")
 
 
@@ -66,7 +67,7 @@ async def ask_cluster(plan: Plan) -> None:
             "readable": [path for path in sources if path.startswith("/")],
             "hub": await asyncio.to_thread(_hub, plan, cluster),
         }
-        answer = await client.ask("check.py", request)
+        answer = await client.ask("check", request)
         for note in answer["notes"]:
             log.info("%s", note)
         if answer["problems"]:

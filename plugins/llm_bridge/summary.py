@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.config.load import load_cluster
-from llm_bridge.slurm.client import JobInfo, SlurmClient
+from llm_bridge.slurm.away import AWAY, WaitsForCluster
+from llm_bridge.slurm.cancel import cancel_and_wait
+from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.states import Phase
-from llm_bridge.slurm.triggers import cancel_and_wait
-from llm_bridge.transport import CommandFailed, LoginNodeUnreachable, connect
+from llm_bridge.transport import connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -30,7 +31,7 @@ ROWS = {
 GOOD = {"success", "skipped"}
 
 
-class SummaryOperator(BaseOperator):
+class SummaryOperator(WaitsForCluster):
     """Collect every stage's job, times and result; fail if any stage failed.
 
     Leaves an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
@@ -47,8 +48,11 @@ class SummaryOperator(BaseOperator):
         found = ti.get_task_states(dag_id=ti.dag_id, task_ids=tasks, run_ids=[ti.run_id])
         states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
         plan = ti.xcom_pull(task_ids="check")
-        slurm = asyncio.run(self._slurm(plan, ti)) if plan else {}
-        self._cancel_left_over(plan, slurm)
+        try:
+            slurm = asyncio.run(self._slurm(plan, ti)) if plan else {}
+            self._cancel_left_over(plan, slurm)
+        except AWAY as error:
+            self.wait_for(plan["cluster"], error)
         rows = [self._row(name, task, states, slurm, ti) for name, task in ROWS.items()]
         uploaded = ti.xcom_pull(task_ids=ROWS["upload"]) or {}
         summary = {"stages": rows, "model": uploaded.get("result")}
@@ -72,18 +76,16 @@ class SummaryOperator(BaseOperator):
             asyncio.run(cancel_and_wait(plan["cluster"], left))
 
     async def _slurm(self, plan: dict[str, Any], ti: Any) -> dict[str, JobInfo]:
-        """What Slurm says of every job of the run, by task; empty while the cluster does not answer."""
+        """What is known of every job of the run, by task."""
         jobs = {task: ti.xcom_pull(task_ids=task, key="slurm_job") for task in ROWS.values()}
         cluster = load_cluster(plan["cluster"])
         known = {}
-        try:
-            async with connect(cluster) as transport:
-                client = SlurmClient(cluster, transport)
-                for task, job in jobs.items():
-                    if job and (info := await client.details(job["job_id"])):
-                        known[task] = info
-        except (LoginNodeUnreachable, CommandFailed) as error:
-            self.log.warning("times are missing from the table: %s", error)
+        async with connect(cluster) as transport:
+            client = SlurmClient(cluster, transport)
+            found = await client.find(job["job_id"] for job in jobs.values() if job)
+            for task, job in jobs.items():
+                if job and (info := found.get(job["job_id"]) or await client.look_up(**job)):
+                    known[task] = info
         return known
 
     def _row(

@@ -68,6 +68,12 @@ class Transport(Protocol):
         :raises LoginNodeUnreachable: no connection, or it broke before the command ended.
         """
 
+    def session(self, argv: Sequence[str]) -> AbstractAsyncContextManager[Session]:
+        """``async with`` it: a program that stays there and answers requests (``include/login/watch.py``).
+
+        :raises LoginNodeUnreachable: no connection.
+        """
+
     def forward(self, host: str, port: int) -> AbstractAsyncContextManager[tuple[str, int]]:
         """``async with`` it: an address on this machine that leads to ``host:port`` as the login node sees it."""
 
@@ -75,24 +81,64 @@ class Transport(Protocol):
         """End the connection."""
 
 
-@retry(
+class Session:
+    """A program on the login node that reads a line and answers with 8 digits of length and so many bytes."""
+
+    def __init__(self, writer: Any, reader: Any) -> None:
+        self._writer = writer
+        self._reader = reader
+
+    def tell(self, line: bytes) -> None:
+        """Send a line that gets no answer."""
+        self._writer.write(line + b"\n")
+
+    async def ask(self, line: bytes, timeout: float = 60) -> bytes:
+        """Send a line and wait for its answer.
+
+        :raises LoginNodeUnreachable: none came in time, or the program has ended. The session is then of no more use.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                self.tell(line)
+                await self._writer.drain()
+                length = await self._reader.readexactly(8)
+                return await self._reader.readexactly(int(length))
+        except TimeoutError:
+            raise LoginNodeUnreachable(
+                f"the helper on the login node gave no answer within {timeout:.0f} s"
+            ) from None
+        except (asyncssh.Error, OSError, EOFError) as error:
+            raise LoginNodeUnreachable(f"the helper on the login node has ended: {error}") from error
+
+
+# A refused channel is asked for again, since nothing has run yet: sshd counts a session until its process is gone,
+# so a burst just below MaxSessions is refused too.
+_channel_retry = retry(
     retry=retry_if_exception_type(asyncssh.ChannelOpenError),
     wait=wait_random(0.05, 0.5),
     stop=stop_after_attempt(8),
     reraise=True,
 )
+
+
+@_channel_retry
 async def _run(
     connection: asyncssh.SSHClientConnection, command: str, **options: Any
 ) -> asyncssh.SSHCompletedProcess:
-    """Run a command; a refused channel is asked for again, since nothing has run yet.
-
-    sshd counts a session until its process is gone, so a burst just below MaxSessions is refused too.
-    """
     return await connection.run(command, check=False, **options)
 
 
+@_channel_retry
+async def _start(connection: asyncssh.SSHClientConnection, command: str) -> asyncssh.SSHClientProcess:
+    return await connection.create_process(command, encoding=None, stderr=asyncssh.DEVNULL)
+
+
 class SshTransport:
-    """One SSH connection, opened when first needed and again when it broke; at most 8 channels at once."""
+    """One SSH connection, opened when first needed and again when it is lost; at most 8 channels at once.
+
+    The provider's hook has asyncssh send a keepalive every 30 s, and reads ``~/.ssh/config``: ``ProxyJump``
+    belongs there.
+    """
 
     def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
@@ -110,16 +156,30 @@ class SshTransport:
                     f"`{argv[0]}` gave no answer within {timeout:.0f} s on the login node of {self.conn_id!r}"
                 ) from None
             except (asyncssh.Error, OSError) as error:
-                self._connection = None
                 raise LoginNodeUnreachable(
                     f"the SSH connection {self.conn_id!r} broke while running `{argv[0]}`: {error}"
                 ) from error
         # None: the session ended without an exit status, as when sshd is killed. The provider's own
         # run_command reads that as 0.
         if done.exit_status is None or done.exit_status < 0:
-            self._connection = None
             raise LoginNodeUnreachable(f"the SSH session {self.conn_id!r} ended in the middle of `{argv[0]}`")
         return Completed(done.exit_status, _text(done.stdout), _text(done.stderr))
+
+    @asynccontextmanager
+    async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
+        async with self._channels:
+            connection = await self._connected()
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    process = await _start(connection, shlex.join(argv))
+            except (asyncssh.Error, OSError, TimeoutError) as error:
+                raise LoginNodeUnreachable(
+                    f"the SSH connection {self.conn_id!r} broke while starting `{argv[0]}`: {error}"
+                ) from error
+            try:
+                yield Session(process.stdin, process.stdout)
+            finally:
+                process.close()
 
     @asynccontextmanager
     async def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
@@ -127,7 +187,6 @@ class SshTransport:
         try:
             listener = await connection.forward_local_port("127.0.0.1", 0, host, port)
         except (asyncssh.Error, OSError) as error:
-            self._connection = None
             raise LoginNodeUnreachable(
                 f"cannot forward to {host}:{port} through {self.conn_id!r}: {error}"
             ) from error
@@ -197,6 +256,17 @@ class LocalTransport:
             await process.wait()
             raise LoginNodeUnreachable(f"`{argv[0]}` gave no answer within {timeout:.0f} s") from None
         return Completed(process.returncode or 0, _text(out), _text(err))
+
+    @asynccontextmanager
+    async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe)
+        try:
+            yield Session(process.stdin, process.stdout)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
 
     @asynccontextmanager
     async def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:

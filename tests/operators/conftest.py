@@ -83,8 +83,14 @@ class Task:
             run_id=run_id,
             task_id=task_id,
             map_index=-1,
+            max_tries=2,
             xcom_push=lambda key, value: self.xcoms.__setitem__(key, value),
         )
+
+    def clear(self) -> None:
+        """What the user's clear does to run and task instance (airflow.models.taskinstance.clear_task_instances)."""
+        self.clear_number += 1
+        self.ti.max_tries += 1
 
     @property
     def context(self) -> Any:

@@ -11,7 +11,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.failures.errors import SlurmJobFailed
-from llm_bridge.slurm.client import SlurmClient, SlurmUnreachable
+from llm_bridge.slurm.away import ClusterReachableTrigger
+from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
 from llm_bridge.slurm.sensors import SlurmJobSensor
 
@@ -107,7 +108,7 @@ def test_an_id_that_was_never_written_on_the_cluster_is_found_by_the_jobs_name(
 
 def test_a_cleared_task_cancels_the_old_job_before_the_new_one(task: Any, slurm: Any) -> None:
     old = task.start(submit("sleep 60"))
-    task.clear_number += 1
+    task.clear()
     done = task.run(submit("true"))
     assert done["job_id"] != old.job_id
     state = slurm.run("login", ["squeue", "-h", "-t", "all", "-o", "%T", "-j", old.job_id], user="svc").stdout
@@ -169,9 +170,8 @@ def test_many_waiting_tasks_cost_one_command_a_tick(new_task: Any, monkeypatch: 
 
     events = asyncio.run(follow())
     assert {event["info"]["state"] for event in events} == {"COMPLETED"}
-    # Each job's end costs one scontrol and one last look at its log; waiting costs the same for one and for ten.
-    assert commands.count("squeue") <= 4
-    assert commands.count("scontrol") <= 20
+    # The ends come within a few seconds; waiting costs the same for one and for ten.
+    assert commands.count("squeue") <= 12 and set(commands) == {"squeue"}
 
 
 def test_the_teardown_cancels_every_job_of_a_stage_and_is_happy_with_none(task: Any, slurm: Any) -> None:
@@ -206,38 +206,56 @@ def test_a_job_that_says_that_a_retry_cannot_help_is_not_tried_again(task: Any) 
         task.run(submit(script))
 
 
-def test_a_slurmctld_that_is_away_is_no_verdict_and_the_retry_submits_one_job(
+def test_a_slurmctld_that_is_away_is_waited_for_without_a_retry_and_then_gets_one_job(
     task: Any, slurm: Any, jobs: Any
 ) -> None:
     slurm.stop("slurmctld")
     try:
-        with pytest.raises(SlurmUnreachable, match="a retry looks again"):
-            submit("true").execute(task.context)
+        trigger = task.start(submit("true"))
+        assert isinstance(trigger, ClusterReachableTrigger)
     finally:
         slurm.start("slurmctld")
         slurm.wait_for_nodes()
+    asyncio.run(anext(trigger.run()))
     done = task.run(submit("true"))
     assert jobs(task.store.values["llm_bridge_attempt"]["key"]) == [done["job_id"]]
     assert done["directory"].endswith("/attempt-1")
 
 
-def test_a_worker_that_is_told_to_stop_while_it_waits_itself_cancels_its_job(task: Any, slurm: Any) -> None:
-    """Airflow calls on_kill from a signal handler, so the operator's own event loop is running in that thread."""
+@pytest.mark.parametrize(("state", "found"), [("failed", "CANCELLED"), ("running", "RUNNING")])
+def test_a_worker_that_is_told_to_stop_cancels_its_job_only_if_the_task_was_marked(
+    task: Any, slurm: Any, monkeypatch: pytest.MonkeyPatch, state: str, found: str
+) -> None:
+    """Airflow calls on_kill from a signal handler, so the operator's own event loop is running in that thread.
+
+    What Airflow's API says of the task is given here: it needs a supervisor. tests/chaos asks the real one.
+    """
+    monkeypatch.setattr("llm_bridge.slurm.operators.state_of_task", lambda ti: state)
     operator = submit("sleep 60", wait=False)
     job_id = operator.execute(task.context)["job_id"]
+    wait_until_running(slurm, job_id)
 
     async def signal_handler() -> None:
         operator.on_kill()
 
     asyncio.run(signal_handler())
     ask = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id]
-    assert slurm.run("login", ask, user="svc").stdout.strip() == "CANCELLED"
+    assert slurm.run("login", ask, user="svc").stdout.strip() == found
+    slurm.run("ctl", ["scancel", job_id])
 
 
 def test_a_character_that_two_looks_cut_in_half_arrives_whole(
     task: Any, logged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_bridge.slurm.watcher.MAX_LOG_BYTES", 100)
+    monkeypatch.setattr("llm_bridge.slurm.flood.LOOK_BYTES", 100)
     text = "グ" * 100
     task.run(submit(f"echo {text}"))
-    assert text in logged()
+    assert "".join(line for line in logged() if "グ" in line) == text
+
+
+def wait_until_running(slurm: Any, job_id: str) -> None:
+    deadline = time.monotonic() + 30
+    ask = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id]
+    while slurm.run("login", ask, user="svc").stdout.strip() != "RUNNING":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -72,6 +72,13 @@ class HubSettings(Strict):
     token_file: AbsolutePath | None = Field(default=None, description="or a token file on the cluster")
 
 
+class RpcBudget(Strict):
+    """How many Slurm commands the site allows."""
+
+    burst: Count = Field(description="at once")
+    per_minute: float = Field(gt=0, description="refilled")
+
+
 class Cluster(Strict):
     """One Slurm site. Every key is explained in ``include/clusters/example.yaml``."""
 
@@ -98,5 +105,6 @@ class Cluster(Strict):
     ray: RaySettings = RaySettings()
     hub: HubSettings = HubSettings()
     wandb_conn_id: Text | None = None
-    poll_seconds: float = Field(default=15, ge=0.5, le=600)
+    poll_seconds: float = Field(default=20, ge=0.5, le=600, description="between two squeue for all jobs")
+    rpc_budget: RpcBudget | None = None
     login_python: AbsolutePath = "/usr/bin/python3"

@@ -17,10 +17,10 @@ from llm_bridge.keys import job_key
 from llm_bridge.ray.client import ENDED, RayClient, RayTarget, ray_client
 from llm_bridge.ray.triggers import as_target
 from llm_bridge.slurm.attempts import STORE_KEY, clear_number
+from llm_bridge.slurm.cancel import cancel_and_wait
 from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.operators import SlurmSubmitOperator
 from llm_bridge.slurm.script import launchers
-from llm_bridge.slurm.triggers import cancel_and_wait
 from llm_bridge.transport import connect
 
 if TYPE_CHECKING:

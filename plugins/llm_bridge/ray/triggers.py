@@ -13,7 +13,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from llm_bridge.config.load import load_cluster
 from llm_bridge.ray.client import ENDED, RayClient, RayRefused, RayTarget, RayUnreachable, ray_client
-from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, Tail, task_state
+from llm_bridge.slurm.output import LAST_LINES
+from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 from llm_bridge.slurm.watcher import watcher_for
 from llm_bridge.transport import LoginNodeUnreachable
 
@@ -99,7 +100,7 @@ class RayJobTrigger(BaseTrigger):
         assert target.cluster and target.job_id and target.directory
         reason, last = None, None
         watcher = watcher_for(await asyncio.to_thread(load_cluster, target.cluster))
-        async with aclosing(watcher.follow(target.job_id, target.directory, ("reason.json",))) as updates:
+        async with aclosing(watcher.follow(target.job_id, target.directory, output=False)) as updates:
             async for update in updates:
                 reason = update.files.get("reason.json") or reason
                 last = update
@@ -187,3 +188,25 @@ def as_target(ray: dict[str, Any]) -> dict[str, Any]:
     """A target's fields out of what an operator returned, or of ``{"address": ...}``."""
     names = RayTarget.__dataclass_fields__
     return asdict(RayTarget(**{name: value for name, value in ray.items() if name in names}))
+
+
+class Tail:
+    """Cuts text into lines as it arrives, and keeps the last ones for the error message."""
+
+    def __init__(self) -> None:
+        self.last: list[str] = []
+        self._open = ""
+
+    def add(self, text: str) -> list[str]:
+        """The lines that ``text`` completes. A progress bar's carriage returns count as line ends."""
+        *lines, self._open = (self._open + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+        return self._keep([line for line in lines if line.strip()])
+
+    def rest(self) -> list[str]:
+        """What came without a line end."""
+        line, self._open = self._open, ""
+        return self._keep([line] if line.strip() else [])
+
+    def _keep(self, lines: list[str]) -> list[str]:
+        self.last = [*self.last, *lines][-LAST_LINES:]
+        return lines

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llm_bridge.keys import job_key
-from llm_bridge.slurm.client import JobInfo
+from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.states import Phase
 
 if TYPE_CHECKING:
@@ -18,21 +18,30 @@ STORE_KEY = "llm_bridge_attempt"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One submission: its number, its name in Slurm, and the clear that it belongs to.
+    """One submission: its number, its name in Slurm, and what tells a retry from a clear.
 
-    ``task_state_store`` outlives both retries and (in Airflow 3.3.2) clears, so ``clear_number`` says
-    which of the two happened since.
+    ``task_state_store`` outlives both retries and (in Airflow 3.3.2) clears. A clear counts up the run's
+    ``clear_number`` and, for the cleared tasks alone, raises ``max_tries`` (``clear_task_instances``): only the two
+    together say that this task was cleared, and not another one of its run.
+
+    :param over: its job is known to have ended without success; the next try makes a new one.
     """
 
     number: int
     key: str
     directory: str
     clear_number: int
+    max_tries: int
     job_id: str | None = None
+    over: bool = False
 
     def save(self, context: Context) -> None:
         """Write it where the next try of this task finds it."""
         context["task_state_store"].set(STORE_KEY, asdict(self))
+
+    def was_cleared(self, context: Context) -> bool:
+        """Whether the user has cleared this task since."""
+        return self.clear_number != clear_number(context) and self.max_tries != context["ti"].max_tries
 
 
 def stored(context: Context) -> Attempt | None:
@@ -42,7 +51,7 @@ def stored(context: Context) -> Attempt | None:
 
 
 def clear_number(context: Context) -> int:
-    """How often this run has been cleared."""
+    """How often this run, or part of it, has been cleared."""
     return getattr(context["dag_run"], "clear_number", 0) or 0
 
 
@@ -55,17 +64,30 @@ def following(context: Context, stage_directory: str, last: Attempt | None) -> A
         key=job_key(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, number),
         directory=f"{stage_directory}/attempt-{number}",
         clear_number=clear_number(context),
+        max_tries=ti.max_tries,
     )
+
+
+def end(context: Context, job_id: str) -> None:
+    """Write down that this task's job has ended without success: the next try does not take it up again.
+
+    Slurm forgets a job after MinJobAge, so the next try could not know.
+    """
+    last = stored(context)
+    if last and last.job_id == job_id:
+        replace(last, over=True).save(context)
 
 
 def goes_on(last: Attempt, info: JobInfo | None, *, service: bool) -> bool:
     """Whether a retry takes ``last`` up again instead of submitting anew.
 
-    :param info: what Slurm says of its job; None if no id was written down or Slurm knows nothing.
+    :param info: what is known of its job; None if no id was written down or nobody knows the job.
     :param service: the job is of use only while it runs (a Ray cluster), not once it has ended well.
 
     A try may have died before or after sbatch, so an attempt without a known end is taken up again:
     submitting under its key finds the job if there is one. Only a job that is known to have ended badly
     makes room for the next.
     """
+    if last.over:
+        return False
     return info is None or info.phase is not Phase.ENDED or (info.meaning.good and not service)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import include_dir
 from llm_bridge.slurm import script
+from llm_bridge.slurm.info import SACCT_FIELDS, SQUEUE_FORMAT, JobInfo, from_outcome, from_sacct, from_squeue
 from llm_bridge.slurm.job import SlurmJob
-from llm_bridge.slurm.states import Phase, State, state_of
-from llm_bridge.transport import CommandFailed, Transport, checked
+from llm_bridge.transport import Completed, Session, Transport, checked
 
 # What Slurm's commands say when slurmctld is away or overloaded (slurm_errno.c). No verdict on any job.
 _AWAY = (
@@ -28,55 +25,13 @@ _AWAY = (
     "Transport endpoint is not connected",
     "Connection refused",
     "Connection timed out",
+    "(rpc_budget) is used up",  # include/login/rpc.py
 )
 
 # squeue and scontrol take about 10 s to fail while slurmctld is away.
 SLURM_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class JobInfo:
-    """What Slurm says of one job. Times are epoch seconds; 0 where Slurm has none."""
-
-    job_id: str
-    state: str
-    reason: str = ""
-    nodes: str = ""
-    exit_code: int = 0
-    signal: int = 0
-    submitted: float = 0
-    started: float = 0
-    ended: float = 0
-
-    @property
-    def meaning(self) -> State:
-        return state_of(self.state)
-
-    @property
-    def phase(self) -> Phase:
-        return self.meaning.phase
-
-    @property
-    def queue_seconds(self) -> float:
-        return max(0.0, self.started - self.submitted) if self.started else 0.0
-
-    @property
-    def run_seconds(self) -> float:
-        """0 while the job runs: Slurm then gives the time at which its limit would end it."""
-        return max(0.0, self.ended - self.started) if self.started and self.phase is Phase.ENDED else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class News:
-    """What one look at a job's files brought: new log bytes, the next offset, and small JSON files."""
-
-    log: bytes
-    offset: int
-    size: int
-    files: dict[str, Any] = field(default_factory=dict)
+# A helper may run several, and wait for the site's ration (include/login/rpc.py: PATIENCE).
+HELPER_SECONDS = 240
 
 
 class SlurmClient:
@@ -87,23 +42,29 @@ class SlurmClient:
         self.transport = transport
 
     async def submit(
-        self, job: SlurmJob, directory: str, key: str, secrets: dict[str, str]
-    ) -> tuple[str, bool]:
+        self, job: SlurmJob, directory: str, key: str, owner: dict[str, Any], secrets: dict[str, str]
+    ) -> tuple[str, bool] | None:
         """Submit ``job`` once; the same ``directory`` and ``key`` always mean the same job.
 
         :param directory: the attempt's directory, absolute.
+        :param owner: whose job it is, kept beside it (``owner.json``): dag_id, run_id, task_id, map_index.
         :param secrets: file name -> text; they travel on standard input into 0600 files.
-        :returns: the job id, and whether this call submitted it (False: it was there already).
+        :returns: the job id, and whether this call submitted it (False: it was there already); None where a later
+            try has closed this attempt.
         :raises ConfigError: Slurm refuses the job (partition, account, size ...).
         :raises SlurmUnreachable: slurmctld does not answer.
         """
         request = {
             "directory": directory,
             "key": key,
+            "owner": owner,
             "files": script.files(job, self.cluster, directory),
             "secrets": secrets,
+            "budget": self._budget(),
         }
-        answer = await self.ask("submit.py", request, timeout=120)
+        answer = await self.ask("submit", request, timeout=HELPER_SECONDS)
+        if "closed" in answer:
+            return None
         if "error" in answer:
             raise _refusal(job, answer["error"])
         return answer["job_id"], answer["how"] == "submitted"
@@ -113,7 +74,7 @@ class SlurmClient:
 
         :param texts: relative path -> content.
         """
-        await self.ask("submit.py", {"directory": directory, "key": None, "files": texts, "secrets": {}})
+        await self.ask("submit", {"directory": directory, "key": None, "files": texts, "secrets": {}})
 
     async def read(self, path: str) -> str:
         """A file on the cluster.
@@ -132,131 +93,174 @@ class SlurmClient:
             f"--{name}" if value is None else f"--{name}={value}"
             for name, value in job.directives(self.cluster)
         ]
-        argv = ["sbatch", "--test-only", *options]
-        done = await self.transport.run(argv, stdin=b"#!/bin/sh\ntrue\n", timeout=SLURM_SECONDS)
+        done = await self.slurm(["sbatch", "--test-only", *options], stdin="#!/bin/sh\ntrue\n")
         if done.code:
             raise _refusal(job, done.stderr.strip())
         return done.stderr.strip()
 
-    async def states(self, job_ids: Iterable[str]) -> dict[str, JobInfo]:
-        """State, reason and nodes of the jobs that slurmctld still knows, by one squeue for all of them."""
-        ids = ",".join(job_ids)
-        argv = ["squeue", "-h", "-t", "all", "-o", "%i|%T|%r|%N", "-j", ids]
-        done = await self.transport.run(argv, timeout=SLURM_SECONDS)
+    async def find(self, job_ids: Iterable[str], *, reserve: int = 0) -> dict[str, JobInfo]:
+        """What Slurm knows of these jobs: one squeue for all of them, and one sacct for those that it has forgotten.
+
+        A job that is not in the answer is known to neither, which says nothing about how it ended.
+
+        :param reserve: calls of the site's ration (``rpc_budget``) to leave to others.
+        :raises SlurmUnreachable: slurmctld does not answer.
+        :raises RationUsedUp: the ration does not allow it now.
+        """
+        ids = list(job_ids)
+        if not ids:
+            return {}
+        done = await self.slurm(
+            ["squeue", "-h", "-t", "all", "-O", SQUEUE_FORMAT, "-j", ",".join(ids)], reserve=reserve
+        )
         # With a single id, a job that is already forgotten is an error instead of an empty answer.
         if done.code and "Invalid job id" not in done.stderr:
-            raise CommandFailed(argv, done)
-        rows = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 3)
-        return {
-            i: JobInfo(i, state, reason="" if why == "None" else why, nodes=nodes)
-            for i, state, why, nodes in rows
-        }
+            raise _away("squeue", self.cluster, done)
+        found = dict(from_squeue(line) for line in done.stdout.splitlines() if line.count("|") >= 8)
+        if missing := [job_id for job_id in ids if job_id not in found]:
+            argv = [
+                "sacct",
+                "-X",
+                "-n",
+                "-P",
+                "-S",
+                "now-30days",
+                "-o",
+                SACCT_FIELDS,
+                "-j",
+                ",".join(missing),
+            ]
+            done = await self.slurm(argv, reserve=reserve)
+            # No accounting, or none just now: then Slurm does not know the job, and that is no verdict.
+            rows = done.stdout.splitlines() if done.code == 0 else []
+            found |= dict(from_sacct(row) for row in rows)
+        return found
 
-    async def details(self, job_id: str) -> JobInfo | None:
-        """Everything about one job, from slurmctld and, when that has forgotten it, from accounting.
+    async def look_up(self, job_id: str, directory: str) -> JobInfo | None:
+        """What is known of one job: from Slurm or, where that has forgotten it, from what the job left as it ended.
 
-        None when neither knows it; that says nothing about how it ended.
+        :param directory: its attempt's directory.
         """
-        done = await self.transport.run(["scontrol", "-o", "show", "job", job_id], timeout=SLURM_SECONDS)
-        if done.code == 0:
-            return _from_scontrol(done.stdout)
-        if "Invalid job id" not in done.stderr:
-            raise CommandFailed(["scontrol", "show", "job"], done)
-        done = await self.transport.run(
-            ["sacct", "-X", "-n", "-P", "-S", "now-30days", "-o", _SACCT_FIELDS, "-j", job_id],
-            timeout=SLURM_SECONDS,
-        )
-        rows = done.stdout.splitlines()
-        return _from_sacct(rows[-1]) if done.code == 0 and rows else None
+        if info := (await self.find([job_id])).get(job_id):
+            return info
+        done = await self.transport.run(["cat", "--", f"{directory}/outcome.json"])
+        return from_outcome(job_id, json.loads(done.stdout)) if done.code == 0 else None
 
     async def cancel(self, job_ids: Iterable[str]) -> None:
-        """``scancel``; a job that has ended already is no error."""
+        """``scancel``: SIGTERM to the job's steps, and SIGKILL after the site's KillWait (slurm.conf(5)).
+
+        A job that has ended already is no error.
+
+        :raises SlurmUnreachable: slurmctld does not answer.
+        """
         ids = list(job_ids)
         if ids:
-            done = await self.transport.run(["scancel", *ids], timeout=SLURM_SECONDS)
+            done = await self.slurm(["scancel", *ids])
             if done.code and "Invalid job id" not in done.stderr:
-                raise CommandFailed(["scancel"], done)
+                raise _away("scancel", self.cluster, done)
 
-    async def attempts(self, stage_directory: str) -> list[dict[str, str]]:
-        """``{"job_id", "directory"}`` of every submission of a stage, oldest first."""
-        return (await self.ask("attempts.py", {"directory": stage_directory}))["jobs"]
+    async def ping(self) -> bool:
+        """Whether slurmctld answers."""
+        done = await self.slurm(["scontrol", "ping"])
+        return done.code == 0 and " UP" in done.stdout
 
-    async def watch(self, jobs: dict[str, dict[str, Any]], max_bytes: int) -> dict[str, News]:
-        """New log bytes and small files of many jobs, by one command that asks nothing of slurmctld.
+    async def attempts(self, stage_directory: str, *, close: bool = False) -> list[dict[str, str]]:
+        """``{"job_id", "directory"}`` of every submission of a stage, oldest first.
 
-        :param jobs: job id -> ``{"directory", "offset", "files"}``.
-        :param max_bytes: at most so many log bytes of each job.
+        :param close: none of these attempts can get a job afterwards.
+        :raises SlurmUnreachable: slurmctld must be asked for an attempt's job, and does not answer.
         """
-        answer = await self.ask("watch.py", {"jobs": jobs, "max_bytes": max_bytes})
-        return {
-            job_id: News(
-                log=base64.b64decode(seen["log"]),
-                offset=seen["offset"],
-                size=seen["size"],
-                files=seen["files"],
-            )
-            for job_id, seen in answer["jobs"].items()
-        }
+        request = {"directory": stage_directory, "close": close, "budget": self._budget()}
+        answer = await self.ask("attempts", request, timeout=HELPER_SECONDS)
+        if "error" in answer:
+            raise SlurmUnreachable(f"slurmctld of cluster {self.cluster.name!r}: {answer['error']}")
+        return answer["jobs"]
+
+    async def slurm(self, argv: list[str], *, stdin: str = "", reserve: int = 0) -> Completed:
+        """Run one Slurm command, within the site's ration.
+
+        :raises RationUsedUp: the ration does not allow it now; only with ``reserve``.
+        """
+        budget = self._budget()
+        if budget is None:
+            return await self.transport.run(argv, stdin=stdin.encode(), timeout=SLURM_SECONDS)
+        request = {"argv": argv, "stdin": stdin, "budget": budget, "reserve": reserve}
+        answer = await self.ask("rpc", request, timeout=HELPER_SECONDS)
+        if "wait" in answer:
+            raise RationUsedUp(answer["wait"])
+        return Completed(**answer)
+
+    def watch(self) -> AbstractAsyncContextManager[Session]:
+        """A session of ``include/login/watch.py``."""
+        return _watching(self)
 
     async def ask(self, helper: str, request: dict[str, Any], timeout: float = 60) -> Any:
-        """Run ``include/login/HELPER`` on the login node with ``request`` as JSON; returns its JSON answer."""
-        argv = [self.cluster.login_python, "-c", _program(include_dir() / "login" / helper)]
-        output = await checked(self.transport, argv, stdin=json.dumps(request).encode(), timeout=timeout)
-        return json.loads(output)
+        """Run ``include/login/HELPER.py`` on the login node with ``request``; returns its answer."""
+        stdin = _first_line(helper, request)
+        return json.loads(await checked(self.transport, self.helper_argv, stdin=stdin, timeout=timeout))
+
+    @property
+    def helper_argv(self) -> list[str]:
+        """What runs a helper on the login node; which one, and its text, comes on standard input."""
+        return [self.cluster.login_python, "-c", _source("boot")]
+
+    def _budget(self) -> dict[str, Any] | None:
+        ration = self.cluster.rpc_budget
+        path = f"{self.cluster.workspace}/.llm-bridge/rpc_budget.json"
+        return {"path": path, **ration.model_dump()} if ration else None
 
 
 class SlurmUnreachable(ConnectionError):
-    """slurmctld did not take a job. Whether it knows the job all the same is found out by the next try."""
+    """slurmctld did not answer. Whether it took a job all the same is found out by the next try."""
+
+
+class RationUsedUp(SlurmUnreachable):
+    """The site's ration of Slurm commands allows none for ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the site's ration of Slurm commands (rpc_budget) is used up for {seconds:.0f} s")
+        self.seconds = seconds
 
 
 def _refusal(job: SlurmJob, said: str) -> Exception:
     if any(words in said for words in _AWAY):
-        return SlurmUnreachable(
-            f"slurmctld of cluster {job.cluster!r} does not answer; a retry looks again: {said}"
-        )
+        return SlurmUnreachable(f"slurmctld of cluster {job.cluster!r} does not answer: {said}")
     return ConfigError(
         f"Slurm on cluster {job.cluster!r} refuses the job {job.template or 'script'!r}: {said}. "
         f"Check include/clusters/{job.cluster}.yaml and the recipe's nodes and gpus_per_node; nothing was submitted."
     )
 
 
-@functools.cache  # asked for at every tick, in the triggerer's loop
-def _program(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-_SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,ExitCode,Submit,Start,End"
-
-
-def _from_sacct(row: str) -> JobInfo:
-    job_id, state, reason, nodes, code, submitted, started, ended = row.split("|")
-    exit_code, signal = (int(part) for part in code.split(":"))
-    return JobInfo(
-        job_id, state, "" if reason == "None" else reason, nodes, exit_code, signal,
-        _epoch(submitted), _epoch(started), _epoch(ended),
-    )  # fmt: skip
-
-
-def _from_scontrol(text: str) -> JobInfo:
-    words = dict(word.split("=", 1) for word in text.split() if "=" in word)
-    exit_code, signal = (int(part) for part in words.get("ExitCode", "0:0").split(":"))
-    nodes = words.get("NodeList", "")
-    return JobInfo(
-        words["JobId"],
-        words["JobState"],
-        "" if words.get("Reason") == "None" else words.get("Reason", ""),
-        "" if nodes == "(null)" else nodes,
-        exit_code,
-        signal,
-        _epoch(words.get("SubmitTime", "")),
-        _epoch(words.get("StartTime", "")),
-        _epoch(words.get("EndTime", "")),
+def _away(command: str, cluster: Cluster, done: Completed) -> SlurmUnreachable:
+    said = done.stderr.strip() or done.stdout.strip()
+    return SlurmUnreachable(
+        f"`{command}` on cluster {cluster.name!r} ended with exit code {done.code}: {said[-500:]}"
     )
 
 
-def _epoch(text: str) -> float:
-    """Slurm prints the login node's local time without a zone; only differences of two are ever used."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0
+@asynccontextmanager
+async def _watching(client: SlurmClient) -> AsyncIterator[Session]:
+    async with client.transport.session(client.helper_argv) as session:
+        session.tell(_first_line("watch", {}).rstrip())
+        yield session
+
+
+# The helpers that a helper imports, before itself.
+_MODULES = {
+    "rpc": ("rpc",),
+    "submit": ("rpc", "submit"),
+    "attempts": ("rpc", "submit", "attempts"),
+    "watch": ("watch",),
+    "check": ("check",),
+}
+
+
+def _first_line(helper: str, request: dict[str, Any]) -> bytes:
+    """What ``include/login/boot.py`` reads."""
+    modules = {name: _source(name) for name in _MODULES[helper]}
+    return json.dumps({"modules": modules, "main": helper, "request": request}).encode() + b"\n"
+
+
+@functools.cache  # asked for in the triggerer's loop
+def _source(name: str) -> str:
+    return (include_dir() / "login" / f"{name}.py").read_text(encoding="utf-8")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowNotFoundException
-from airflow.sdk import BaseHook, BaseOperator
+from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
 
 from llm_bridge.config.errors import ConfigError
@@ -17,19 +19,24 @@ from llm_bridge.config.load import check_model, load_cluster
 from llm_bridge.failures.errors import SlurmJobCannotSucceed, SlurmJobFailed
 from llm_bridge.keys import slug
 from llm_bridge.slurm import attempts
-from llm_bridge.slurm.client import JobInfo, SlurmClient
+from llm_bridge.slurm.away import AWAY, WaitsForCluster
+from llm_bridge.slurm.cancel import cancel_and_wait, close_attempts
+from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.job import Resources, SlurmJob
-from llm_bridge.slurm.states import Phase, state_of
-from llm_bridge.slurm.triggers import SlurmJobTrigger, cancel_and_wait
+from llm_bridge.slurm.states import Phase
+from llm_bridge.slurm.triggers import CANCEL_SECONDS, TERMINAL, SlurmJobTrigger, state_of_task
 from llm_bridge.transport import connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 JobSource = SlurmJob | Callable[["Context"], SlurmJob]
+# How long on_kill waits for the API's word on the task.
+STATE_SECONDS = 5.0
 
 
-class SlurmSubmitOperator(BaseOperator):
+class SlurmSubmitOperator(WaitsForCluster):
     """Submit one batch job to Slurm, show its output live, and return its result.
 
     **How it works.** The job's name is made from DAG, run, task and attempt; it is looked up before anything
@@ -90,13 +97,18 @@ class SlurmSubmitOperator(BaseOperator):
         self.job = job
         self.wait = wait
         self.deferrable = deferrable
-        self._submitted: tuple[str, str] | None = None
+        # What on_kill needs while this process answers for the job: (cluster, stage directory), and whose it is.
+        self._stage: tuple[str, str] | None = None
+        self._ti: Any = None
 
     def execute(self, context: Context) -> Any:
         job = self.describe(context)
-        attempt, info = asyncio.run(self._submit(context, job))
+        self._stage, self._ti = (job.cluster, job.directory), context["ti"]
+        try:
+            attempt, info = asyncio.run(self._submit(context, job))
+        except AWAY as error:
+            self.wait_for(job.cluster, error, job.directory)
         assert attempt.job_id
-        self._submitted = (job.cluster, attempt.job_id)
         context["ti"].xcom_push(
             key="slurm_job", value={"job_id": attempt.job_id, "directory": attempt.directory}
         )
@@ -113,13 +125,14 @@ class SlurmSubmitOperator(BaseOperator):
         over = info is not None and info.phase is Phase.ENDED
         if over or not self.deferrable:
             return self.execute_complete(context, asyncio.run(trigger.outcome()))
-        self._submitted = None  # from here on the trigger answers for the job
+        self._stage = None  # from here on the trigger answers for the job
         self.defer(trigger=trigger, method_name="execute_complete")
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The job has ended, or it is ready."""
         info = JobInfo(**event["info"]) if event["info"] else None
         if not event["ready"] and not (info and info.meaning.good and self.ready_file is None):
+            attempts.end(context, event["job_id"])
             said_final = (event["reason"] or {}).get("retry") is False
             hopeless = said_final or (info is not None and info.exit_code in self.final_exit_codes)
             raise SlurmJobCannotSucceed(event) if hopeless else SlurmJobFailed(event)
@@ -134,12 +147,29 @@ class SlurmSubmitOperator(BaseOperator):
         }
 
     def on_kill(self) -> None:
-        """The worker's process is told to stop before the task deferred, or while it waits in the worker."""
-        if self._submitted:
-            cluster, job_id = self._submitted
-            # Called from a signal handler: a loop may be running in this thread, so another one is used.
-            with ThreadPoolExecutor(1) as thread:
-                thread.submit(asyncio.run, cancel_and_wait(cluster, [job_id])).result()
+        """The worker's process is told to stop before the task deferred, or while it waits in the worker.
+
+        Airflow says so when the user has marked the task, and also when the worker itself is to stop (a rolling
+        update): then the next try finds the job, so it is left alone.
+        """
+        if not self._stage:
+            return
+        # Called from a signal handler: a loop may be running in this thread, and the handler may have interrupted a
+        # question to Airflow's API, which would then wait for itself. So both are done elsewhere, and not for ever.
+        try:
+            state = in_thread(STATE_SECONDS, state_of_task, self._ti)
+        except Exception as error:
+            self.log.warning("the job is left alone: what became of the task is unknown (%r)", error)
+            return
+        if state not in TERMINAL:
+            self.log.info("the task is %s: the job is left alone", state)
+            return
+        self.log.info("the task was marked %s: cancelling its job", state)
+        in_thread(CANCEL_SECONDS, asyncio.run, self._cancel(*self._stage))
+
+    @staticmethod
+    async def _cancel(cluster: str, directory: str) -> None:
+        await cancel_and_wait(cluster, await close_attempts(cluster, directory), CANCEL_SECONDS)
 
     def describe(self, context: Context) -> SlurmJob:
         """The job as it is to be submitted."""
@@ -160,16 +190,24 @@ class SlurmSubmitOperator(BaseOperator):
         async with connect(cluster) as transport:
             client = SlurmClient(cluster, transport)
             attempt, info = await self._choose_attempt(context, job, client)
-            if info is None:
+            if info is not None:
+                return attempt, info
+            ti: Any = context["ti"]
+            owner = {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+            secrets = {name: password_of(conn_id) for name, conn_id in job.secrets.items()}
+            while True:
                 attempt.save(context)  # the intent, before anything can be lost
-                secrets = {name: password_of(conn_id) for name, conn_id in job.secrets.items()}
-                job_id, fresh = await client.submit(job, attempt.directory, attempt.key, secrets)
-                attempt = attempts.Attempt(**{**attempt.__dict__, "job_id": job_id})
-                attempt.save(context)
-                self.log.info(
-                    "%s Slurm job %s (%s) on cluster %s; script, settings and log are in %s",
-                    "submitted" if fresh else "found", job_id, attempt.key, job.cluster, attempt.directory,
-                )  # fmt: skip
+                answer = await client.submit(job, attempt.directory, attempt.key, owner, secrets)
+                if answer:
+                    break
+                # A teardown, or a try that came after this one, has given the attempt up.
+                attempt = attempts.following(context, job.directory, attempt)
+            attempt = replace(attempt, job_id=answer[0])
+            attempt.save(context)
+            self.log.info(
+                "%s Slurm job %s (%s) on cluster %s; script, settings and log are in %s",
+                "submitted" if answer[1] else "found", answer[0], attempt.key, job.cluster, attempt.directory,
+            )  # fmt: skip
             return attempt, info
 
     async def _choose_attempt(
@@ -178,24 +216,25 @@ class SlurmSubmitOperator(BaseOperator):
         last = attempts.stored(context)
         if last is None:
             return attempts.following(context, job.directory, None), None
-        info = await client.details(last.job_id) if last.job_id else None
-        if last.clear_number != attempts.clear_number(context):
-            # Also an attempt whose id was never written down may have a job: look it up by its directory.
-            ids = {submitted["job_id"] for submitted in await client.attempts(job.directory)}
-            if left := await cancel_and_wait(job.cluster, sorted(ids)) if ids else []:
+        if last.was_cleared(context):
+            # Also an attempt whose id was never written down may have a job, or be about to get one.
+            ids = await close_attempts(job.cluster, job.directory)
+            if left := await cancel_and_wait(job.cluster, ids) if ids else []:
                 raise AirflowException(
-                    f"the task was cleared, but Slurm job {', '.join(left)} has not ended yet"
+                    f"the task was cleared, but Slurm job {', '.join(left)} has not ended yet: look at it with "
+                    "`scontrol show job`; the next try looks again"
                 )
-            self.log.info("the run was cleared: attempt %d is over, the next one begins", last.number)
+            self.log.info("the task was cleared: attempt %d is over, the next one begins", last.number)
             return attempts.following(context, job.directory, last), None
+        info = await client.look_up(last.job_id, last.directory) if last.job_id and not last.over else None
         if attempts.goes_on(last, info, service=self.ready_file is not None):
             if info:
                 self.log.info(
                     "found Slurm job %s of attempt %d: it %s", info.job_id, last.number, info.meaning.meaning
                 )
             return last, info
-        assert info
-        self.log.info("attempt %d (Slurm job %s) %s", last.number, info.job_id, state_of(info.state).meaning)
+        how = info.meaning.meaning if info else "has ended without success"
+        self.log.info("attempt %d (Slurm job %s) %s", last.number, last.job_id, how)
         return attempts.following(context, job.directory, last), None
 
     def _deadline(self) -> float | None:
@@ -203,7 +242,7 @@ class SlurmSubmitOperator(BaseOperator):
         return time.time() + limit.total_seconds() if limit else None
 
 
-class SlurmCancelOperator(BaseOperator):
+class SlurmCancelOperator(WaitsForCluster):
     """Cancel whatever jobs a stage has, and see that they are gone. A teardown: it also runs after failures.
 
     Works from the stage's directory on the cluster instead of an XCom, so it finds the job of a task that
@@ -223,24 +262,39 @@ class SlurmCancelOperator(BaseOperator):
         self.patience = patience
 
     def execute(self, context: Context) -> list[str]:
-        cluster_name, directory = self.stage(context)
-        return asyncio.run(self._cancel_all(cluster_name, directory))
-
-    async def _cancel_all(self, cluster_name: str, directory: str) -> list[str]:
-        cluster = load_cluster(cluster_name)
-        async with connect(cluster) as transport:
-            found = await SlurmClient(cluster, transport).attempts(directory)
-            ids = [attempt["job_id"] for attempt in found]
+        cluster, directory = self.stage(context)
+        try:
+            ids = asyncio.run(close_attempts(cluster, directory))
             if not ids:
                 self.log.info("no job was ever submitted in %s", directory)
                 return []
-            if left := await cancel_and_wait(cluster_name, ids, self.patience):
-                raise AirflowException(
-                    f"Slurm job {', '.join(left)} on cluster {cluster_name!r} has not ended {self.patience:.0f} s "
-                    "after scancel: look at it with `scontrol show job`, it may hold GPUs"
-                )
-            self.log.info("gone: Slurm job %s", ", ".join(ids))
-            return ids
+            left = asyncio.run(cancel_and_wait(cluster, ids, self.patience))
+        except AWAY as error:
+            self.wait_for(cluster, error)
+        if left:
+            raise AirflowException(
+                f"Slurm job {', '.join(left)} on cluster {cluster!r} has not ended {self.patience:.0f} s "
+                "after scancel: look at it with `scontrol show job`, it may hold GPUs"
+            )
+        self.log.info("gone: Slurm job %s", ", ".join(ids))
+        return ids
+
+
+def in_thread(seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Run ``call`` in a thread of its own, which does not keep the process from ending.
+
+    :raises TimeoutError: it takes longer than ``seconds``.
+    """
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result(timeout=seconds)
 
 
 def task_directory(cluster_name: str, context: Context) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 
 from llm_bridge.failures.errors import SlurmJobFailed
-from llm_bridge.slurm.client import JobInfo
+from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.triggers import SlurmJobTrigger
 
 if TYPE_CHECKING:

@@ -6,21 +6,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from llm_bridge.config.load import load_cluster
-from llm_bridge.slurm.client import SlurmClient
-from llm_bridge.slurm.states import Phase
+from llm_bridge.slurm.cancel import go_on_cancelling
+from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.watcher import Update, watcher_for
-from llm_bridge.transport import connect
 
 # A trigger that fires right after its task deferred fails the task: the scheduler may see the event before
 # the worker's exit (airflow#66374, #67287; 3 of 16 tasks on 3.3.2, none with 5 s).
 EARLIEST_EVENT_SECONDS = 5.0
-LAST_LINES = 30
+# on_kill has 30 s in all ([triggerer] on_kill_timeout).
+CANCEL_SECONDS = 20.0
 TERMINAL = {"success", "failed", "skipped", "removed", "upstream_failed"}
 
 
@@ -83,22 +84,24 @@ class SlurmJobTrigger(BaseTrigger):
 
     async def outcome(self) -> dict[str, Any]:
         """Follow the job to its end, or until it is ready; the event's payload."""
-        files = ("result.json", "reason.json", *([self.ready_file] if self.ready_file else []))
         found: dict[str, Any] = {}
-        tail = Tail()
+        output = Output(self, f"{Path(self.directory).name}/output.log")
         cluster = await asyncio.to_thread(load_cluster, self.cluster)
-        async with aclosing(watcher_for(cluster).follow(self.job_id, self.directory, files)) as updates:
+        following = watcher_for(cluster).follow(
+            self.job_id,
+            self.directory,
+            (self.ready_file,) if self.ready_file else (),
+            note=output.note,
+            resume=output.resume,
+        )
+        async with aclosing(following) as updates:
             async for update in updates:
-                for line in tail.add(update.log):
-                    self.log.info("%s", line)
+                output.show(update)
                 self._tell(update)
                 found |= {name: content for name, content in update.files.items() if content is not None}
-                if self.ready_file and self.ready_file in found:
-                    return self._payload(update, found, tail, ready=True)
-                if update.ended:
-                    for line in tail.rest():
-                        self.log.info("%s", line)
-                    return self._payload(update, found, tail, ready=False)
+                ready = bool(self.ready_file and self.ready_file in found)
+                if ready or update.ended:
+                    return self._payload(update, found, output.last, ready=ready)
         raise AssertionError("the watcher ended without a last update")
 
     def _tell(self, update: Update) -> None:
@@ -112,7 +115,9 @@ class SlurmJobTrigger(BaseTrigger):
                 self.log.info("%s", sentence)
             self._said = sentence
 
-    def _payload(self, update: Update, found: dict[str, Any], tail: Tail, *, ready: bool) -> dict[str, Any]:
+    def _payload(
+        self, update: Update, found: dict[str, Any], last_lines: list[str], *, ready: bool
+    ) -> dict[str, Any]:
         return {
             "job_id": self.job_id,
             "cluster": self.cluster,
@@ -122,13 +127,13 @@ class SlurmJobTrigger(BaseTrigger):
             "notice": update.notice,
             "result": found.get(self.ready_file or "") if ready else found.get("result.json"),
             "reason": found.get("reason.json"),
-            "last_lines": list(tail.last),
+            "last_lines": last_lines,
         }
 
     async def _too_late(self) -> dict[str, Any]:
         self.log.warning("the task's own time limit has passed")
         if self.cancel_on_kill:
-            await self._cancel()
+            await self._cancel(None)
         event = {"job_id": self.job_id, "cluster": self.cluster, "directory": self.directory, "ready": False}
         return {**event, "info": None, "result": None, "reason": None, "last_lines": [], "notice": "timeout"}
 
@@ -145,62 +150,29 @@ class SlurmJobTrigger(BaseTrigger):
             self.log.info("the task is %s: Slurm job %s is left alone", state, self.job_id)
             return
         self.log.info("the task was marked %s", state)
-        await self._cancel()
+        await self._cancel(CANCEL_SECONDS)
 
-    async def _cancel(self) -> None:
+    async def _cancel(self, patience: float | None) -> None:
         self.log.info("cancelling Slurm job %s", self.job_id)
-        if left := await cancel_and_wait(self.cluster, [self.job_id]):
-            self.log.warning("Slurm job %s has not ended yet: scancel is on its way", ", ".join(left))
+        cancelling = go_on_cancelling(self.cluster, [self.job_id])
+        done, _ = await asyncio.wait({cancelling}, timeout=patience)
+        if done:
+            self.log.info("Slurm job %s is gone", self.job_id)
+        else:
+            self.log.warning("Slurm job %s has not ended yet: cancelling it goes on", self.job_id)
 
 
 async def task_state(trigger: BaseTrigger) -> str | None:
     """What the API says of the task that ``trigger`` waits for; None while it has no state."""
+    return await sync_to_async(state_of_task)(trigger.task_instance)
+
+
+def state_of_task(ti: Any) -> str | None:
+    """What the API says of a task instance now; None while it has no state."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-    ti: Any = trigger.task_instance
-    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+    states = RuntimeTaskInstance.get_task_states(
         dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
     )
     # A mapped task's key carries its index.
     return next((str(s) for key, s in states.get(ti.run_id, {}).items() if key.startswith(ti.task_id)), None)
-
-
-async def cancel_and_wait(cluster_name: str, job_ids: list[str], seconds: float = 25.0) -> list[str]:
-    """Cancel jobs and look until they are gone.
-
-    :param seconds: how long to look; on_kill has 30 s in all (``[triggerer] on_kill_timeout``).
-    :returns: the ids of those that were still there after that.
-    """
-    cluster = await asyncio.to_thread(load_cluster, cluster_name)
-    async with connect(cluster) as transport:
-        client = SlurmClient(cluster, transport)
-        await client.cancel(job_ids)
-        until = time.monotonic() + seconds
-        while True:
-            states = await client.states(job_ids)
-            alive = [i for i, info in states.items() if info.phase is not Phase.ENDED]
-            if not alive or time.monotonic() > until:
-                return alive
-            await asyncio.sleep(1.0)
-
-
-class Tail:
-    """Cuts text into lines as it arrives, and keeps the last ones for the error message."""
-
-    def __init__(self) -> None:
-        self.last: list[str] = []
-        self._open = ""
-
-    def add(self, text: str) -> list[str]:
-        """The lines that ``text`` completes. A progress bar's carriage returns count as line ends."""
-        *lines, self._open = (self._open + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
-        return self._keep([line for line in lines if line.strip()])
-
-    def rest(self) -> list[str]:
-        """What came without a line end."""
-        line, self._open = self._open, ""
-        return self._keep([line] if line.strip() else [])
-
-    def _keep(self, lines: list[str]) -> list[str]:
-        self.last = [*self.last, *lines][-LAST_LINES:]
-        return lines

@@ -1,43 +1,63 @@
 """One watcher for all jobs of a cluster in this process, so that N waiting tasks cost one query, not N.
 
-Log bytes and ends of jobs are read from files by one remote command a tick, which asks nothing of slurmctld;
-``squeue`` is asked seldom, once for all jobs, and only says what files cannot: still waiting, node lost, cancelled.
+Log bytes and ends of jobs are read from files, by one request to one session on the login node (``include/login/
+watch.py``), which asks nothing of slurmctld. ``squeue`` is asked seldom, once for all jobs, and says what files cannot:
+still waiting, node lost, cancelled, requeued.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
+import base64
+import json
 import logging
+import random
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm_bridge.config.cluster import Cluster
-from llm_bridge.slurm.client import JobInfo, SlurmClient
+from llm_bridge.slurm.client import RationUsedUp, SlurmClient, SlurmUnreachable
+from llm_bridge.slurm.flood import Flood
+from llm_bridge.slurm.info import JobInfo, from_outcome
 from llm_bridge.slurm.states import Phase
-from llm_bridge.transport import CommandFailed, LoginNodeUnreachable, connect
+from llm_bridge.transport import LoginNodeUnreachable, Session, connect
 
 log = logging.getLogger(__name__)
 
-# A tick brings at most so much of each log; a job that writes faster is caught up with over the next ticks.
-MAX_LOG_BYTES = 256 * 1024
-# slurmctld is asked at most this often for the states of all jobs.
-MIN_STATE_SECONDS = 5.0
+# Files are looked at this often, so that output is in the task's log within two seconds; more seldom where a look
+# takes long (a slow file system, very many jobs).
+LOOK_SECONDS = 1.0
+LOOKS_SHARE = 5
+# A job has just come, or says that it has ended: for a while slurmctld is asked sooner than poll_seconds says.
+SOON_SECONDS = 3.0
+HURRY_SECONDS = 30.0
 # A job that neither slurmctld nor accounting knows, and that left no outcome file, is given up after so long.
 LOST_SECONDS = 600.0
+MOST_PAUSE = 60.0
+# Polling leaves so much of the site's ration to submissions and cancels.
+RESERVE = 5
+
+Resume = Callable[[dict[str, Any] | None], Awaitable[int]]
 
 
 @dataclass(frozen=True)
 class Update:
-    """Something new of one job. ``ended`` is its last word."""
+    """Something new of one job. ``ended`` is its last word.
 
-    log: str = ""
+    :param log: whole lines of the output; the first byte is at ``offset``, after ``skipped`` bytes that were too many.
+    """
+
+    log: bytes = b""
+    offset: int = 0
+    skipped: int = 0
     files: dict[str, Any] = field(default_factory=dict)
     info: JobInfo | None = None
     notice: str = ""
     ended: bool = False
+    held: dict[str, Any] | None = None
+    claimed: bool = False
 
 
 @dataclass(eq=False)
@@ -47,15 +67,46 @@ class _Watched:
     job_id: str
     directory: str
     files: tuple[str, ...]
+    note: dict[str, Any] | None
     queue: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
-    offset: int = 0
-    # A look may end in the middle of a character.
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
+    # Where to read on; None while the output is not wanted, or not yet.
+    offset: int | None = None
+    flood: Flood = field(default_factory=Flood)
+    claimed: bool = False
+    taken: bool = False
     info: JobInfo | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unknown_since: float | None = None
+    hurry_until: float = field(default_factory=lambda: time.monotonic() + HURRY_SECONDS)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known from where on the output is wanted, if it is."""
+        return self.note is None or self.taken or self.offset is not None
+
+    def request(self, final: bool = False) -> dict[str, Any]:
+        """What to ask watch.py about this job."""
+        wanted = self.offset is not None and not self.taken
+        return {
+            "directory": self.directory,
+            "files": [*self.files, "result.json", "reason.json"] if final else list(self.files),
+            "log": {"offset": self.offset, "final": final, **self.flood.allowed(final)} if wanted else None,
+            "note": self.note,
+            "claim": self.note is not None and not self.claimed,
+        }
+
+    def take(self, seen: dict[str, Any]) -> Update:
+        """Read watch.py's answer; what is new in it."""
+        fresh = {name: value for name, value in seen["files"].items() if value != self.seen.get(name)}
+        self.seen |= seen["files"]
+        if "outcome.json" in fresh:
+            self.hurry_until = time.monotonic() + HURRY_SECONDS
+        self.taken = seen["taken"]
+        data = base64.b64decode(seen["log"])
+        if self.offset is not None and (data or seen["skipped"]):
+            self.offset = seen["offset"] + len(data)
+            self.flood.took(len(data))
+        return Update(log=data, offset=seen["offset"], skipped=seen["skipped"], files=fresh)
 
 
 class Watcher:
@@ -65,27 +116,47 @@ class Watcher:
         self.cluster = cluster
         self._jobs: set[_Watched] = set()
         self._task: asyncio.Task[None] | None = None
-        self._states_due = 0.0
+        self._asked = -1e9  # when slurmctld was asked last
+        self._slurm_failures = 0
+        self._slurm_pause = 0.0
 
     async def follow(
-        self, job_id: str, directory: str, files: tuple[str, ...] = ()
+        self,
+        job_id: str,
+        directory: str,
+        files: tuple[str, ...] = (),
+        *,
+        output: bool = True,
+        note: dict[str, Any] | None = None,
+        resume: Resume | None = None,
     ) -> AsyncGenerator[Update]:
         """Updates of one job until it has ended; the last one has ``ended`` set.
 
         :param directory: the attempt's directory.
-        :param files: names of small JSON files in it whose content is wanted as it appears.
+        :param files: names of small JSON files in it whose content is wanted as it appears; ``result.json`` and
+            ``reason.json`` come with the last update anyway.
+        :param output: whether the job's output is wanted.
+        :param note: with ``follower``, this follower's name: who follows the output, kept on the cluster. A follower
+            whose place another one has taken gets no more output.
+        :param resume: called with the note of the follower before this one, if any; the byte to go on from.
         """
-        job = _Watched(job_id, directory, (*files, "outcome.json"))
+        job = _Watched(job_id, directory, (*files, "outcome.json"), note)
+        if output and note is None:
+            job.offset = 0
         self._jobs.add(job)
-        self._states_due = 0.0
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._loop())
         try:
             while True:
                 update = await job.queue.get()
+                if update.claimed:
+                    job.offset = await resume(update.held) if resume else 0
+                    continue
                 yield update
                 if update.ended:
                     return
+                if job.note and update.log:  # the follower has come back for more: it has done with these
+                    job.note = {**job.note, "offset": update.offset + len(update.log)}
         finally:
             self._jobs.discard(job)
 
@@ -95,73 +166,110 @@ class Watcher:
             try:
                 async with connect(self.cluster) as transport:
                     client = SlurmClient(self.cluster, transport)
-                    while self._jobs:
-                        await self._tick(client)
-                        if failures:
-                            self._tell(f"cluster {self.cluster.name} answers again")
-                        failures = 0
-                        await asyncio.sleep(self.cluster.poll_seconds)
-            except (LoginNodeUnreachable, CommandFailed) as error:
+                    async with client.watch() as session:
+                        while self._jobs:
+                            began = time.monotonic()
+                            await self._look(client, session)
+                            if failures:
+                                self._tell(f"the login node of cluster {self.cluster.name} answers again")
+                            failures = 0
+                            took = time.monotonic() - began
+                            await asyncio.sleep(max(LOOK_SECONDS, LOOKS_SHARE * took) if took < 10 else took)
+            except LoginNodeUnreachable as error:
                 failures += 1
-                pause = min(60.0, self.cluster.poll_seconds * 2 ** min(failures, 8))
+                pause = _pause(failures)
                 self._tell(f"waiting for cluster {self.cluster.name}, next look in {pause:.0f} s: {error}")
                 await asyncio.sleep(pause)
             except Exception as error:  # a defect or a wrong connection: every waiting task must hear of it
                 log.exception("the watcher of cluster %s gives up", self.cluster.name)
                 for job in self._jobs:
-                    job.queue.put_nowait(Update(notice=f"{type(error).__name__}: {error}", ended=True))
+                    job.queue.put_nowait(Update(notice=f"cannot watch it: {error}", ended=True))
                 return
 
-    async def _tick(self, client: SlurmClient) -> None:
-        jobs = {f"{n}": job for n, job in enumerate(self._jobs)}
-        request = {
-            n: {"directory": job.directory, "offset": job.offset, "files": list(job.files)}
-            for n, job in jobs.items()
-        }
-        news = await client.watch(request, MAX_LOG_BYTES)
-        due = time.monotonic() >= self._states_due
-        states = await client.states({job.job_id for job in jobs.values()}) if due else {}
-        if due:
-            self._states_due = time.monotonic() + max(MIN_STATE_SECONDS, self.cluster.poll_seconds)
+    async def _look(self, client: SlurmClient, session: Session) -> None:
+        """One look at all jobs' files, and at what Slurm says where that is due."""
+        jobs = {str(n): job for n, job in enumerate(self._jobs)}
+        answer = await _ask(session, {n: job.request() for n, job in jobs.items()})
         for n, job in jobs.items():
-            seen = news[n]
-            fresh = {name: value for name, value in seen.files.items() if value != job.seen.get(name)}
-            job.offset = seen.offset
-            job.seen = seen.files
-            state = states.get(job.job_id)
-            moved = state if state and (job.info is None or state.state != job.info.state) else None
-            if state:
-                job.info, job.unknown_since = state, None
-            elif due and job.unknown_since is None:
-                job.unknown_since = time.monotonic()
-            if seen.log or fresh or moved:
-                job.queue.put_nowait(Update(log=job.decoder.decode(seen.log), files=fresh, info=moved))
-            caught_up = seen.offset >= seen.size
-            if caught_up and (final := await self._end(client, job)):
-                # Slurm adds a line of its own ("CANCELLED ... DUE TO TIME LIMIT") after the job's last one.
-                last = (await client.watch({n: {**request[n], "offset": job.offset}}, MAX_LOG_BYTES))[n]
-                job.queue.put_nowait(
-                    replace(final, log=job.decoder.decode(last.log, final=True), files=last.files)
-                )
-                self._jobs.discard(job)
+            seen = answer[n]
+            claim = job.note is not None and not job.claimed
+            update = job.take(seen)
+            if claim:
+                job.claimed = True
+                job.queue.put_nowait(Update(claimed=True, held=seen["held"]))
+            if update.log or update.skipped or update.files:
+                job.queue.put_nowait(update)
+        if self._due(jobs.values()):
+            states = await self._states(client, [job.job_id for job in jobs.values()])
+            if states is not None:
+                await self._compare(session, list(jobs.values()), states)
 
-    async def _end(self, client: SlurmClient, job: _Watched) -> Update | None:
-        """The last update if the job has ended, by its outcome file or by what Slurm says."""
-        outcome = job.seen.get("outcome.json")
-        said_over = job.info is not None and job.info.phase is Phase.ENDED
-        if not (outcome or said_over or job.unknown_since):
+    def _due(self, jobs: Any) -> bool:
+        """Whether slurmctld is to be asked now."""
+        now = time.monotonic()
+        soon = any(
+            now < job.hurry_until and (job.info is None or job.seen.get("outcome.json") or job.unknown_since)
+            for job in jobs
+        )
+        gap = min(self.cluster.poll_seconds, SOON_SECONDS) if soon else self.cluster.poll_seconds
+        return now - self._asked >= max(gap, self._slurm_pause)
+
+    async def _states(self, client: SlurmClient, job_ids: list[str]) -> dict[str, JobInfo] | None:
+        """What Slurm says of these jobs; None when it cannot be asked, which says nothing about any job."""
+        try:
+            states = await client.find(job_ids, reserve=RESERVE)
+        except RationUsedUp as error:
+            self._slurm_pause = error.seconds
             return None
-        info = await client.details(job.job_id)
-        if info and info.phase is Phase.ENDED:
-            return Update(info=info, ended=True)
-        if info:
-            return None  # COMPLETING, or requeued after its outcome was written
-        if outcome:  # Slurm has forgotten the job; its own word is left
-            state = "FAILED" if outcome["exit_code"] else "COMPLETED"
-            return Update(
-                info=JobInfo(job.job_id, state, exit_code=outcome["exit_code"], ended=outcome["ended"]),
-                ended=True,
+        except SlurmUnreachable as error:
+            self._slurm_failures += 1
+            self._slurm_pause = _pause(self._slurm_failures)
+            self._tell(
+                f"Slurm is away, asked again in {self._slurm_pause:.0f} s; jobs are not affected: {error}"
             )
+            return None
+        finally:
+            self._asked = time.monotonic()
+        if self._slurm_failures:
+            self._tell(f"Slurm on cluster {self.cluster.name} answers again")
+        self._slurm_failures, self._slurm_pause = 0, 0.0
+        return states
+
+    async def _compare(self, session: Session, jobs: list[_Watched], states: dict[str, JobInfo]) -> None:
+        """Tell what Slurm's answer changes; end those that have ended."""
+        over: dict[_Watched, Update] = {}
+        for job in jobs:
+            info = states.get(job.job_id)
+            if info and (job.info is None or info.state != job.info.state):
+                job.queue.put_nowait(Update(info=info))
+            if info:
+                job.info, job.unknown_since = info, None
+            elif job.unknown_since is None:
+                job.unknown_since = time.monotonic()
+                job.hurry_until = job.unknown_since + HURRY_SECONDS
+            if job.settled and (end := self._end(job, info)):
+                over[job] = end
+        if not over:
+            return
+        # What a job wrote last, and a line of Slurm's own ("CANCELLED ... DUE TO TIME LIMIT"), comes before its end.
+        waiting = {str(n): job for n, job in enumerate(over)}
+        while waiting:
+            answer = await _ask(session, {n: job.request(final=True) for n, job in waiting.items()})
+            for n, job in list(waiting.items()):
+                job.queue.put_nowait(job.take(answer[n]))
+                if not answer[n]["more"]:
+                    del waiting[n]
+        for job, end in over.items():
+            self._jobs.discard(job)
+            job.queue.put_nowait(end)
+
+    @staticmethod
+    def _end(job: _Watched, info: JobInfo | None) -> Update | None:
+        """The last update if the job has ended: by what Slurm says or, once that has forgotten it, by its own word."""
+        if info:
+            return Update(info=info, ended=True) if info.phase is Phase.ENDED else None
+        if outcome := job.seen.get("outcome.json"):
+            return Update(info=from_outcome(job.job_id, outcome), ended=True)
         if job.unknown_since and time.monotonic() - job.unknown_since > LOST_SECONDS:
             return Update(
                 notice=f"neither slurmctld nor accounting has known job {job.job_id} for {LOST_SECONDS:.0f} s, "
@@ -173,6 +281,15 @@ class Watcher:
     def _tell(self, text: str) -> None:
         for job in self._jobs:
             job.queue.put_nowait(Update(notice=text))
+
+
+async def _ask(session: Session, jobs: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(await session.ask(json.dumps({"jobs": jobs}).encode()))["jobs"]
+
+
+def _pause(failures: int) -> float:
+    """Seconds until the next try: longer each time, and not the same for all who wait."""
+    return min(MOST_PAUSE, 2.0 ** min(failures, 6)) * random.uniform(0.7, 1.3)
 
 
 _watchers: dict[tuple[int, str], tuple[asyncio.AbstractEventLoop, Watcher]] = {}

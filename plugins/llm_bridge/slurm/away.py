@@ -1,0 +1,74 @@
+"""Wait, without holding a worker slot and without using up a retry, while the login node or slurmctld is away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.sdk import BaseOperator
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, wait_random_exponential
+
+from llm_bridge.config.load import load_cluster
+from llm_bridge.slurm.cancel import go_on_closing
+from llm_bridge.slurm.client import SlurmClient, SlurmUnreachable
+from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
+from llm_bridge.transport import LoginNodeUnreachable, connect
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+AWAY = (LoginNodeUnreachable, SlurmUnreachable)
+
+
+class ClusterReachableTrigger(BaseTrigger):
+    """Fires when the login node and slurmctld answer.
+
+    :param cluster: name of the cluster file.
+    :param directory: stage directory of the task, if it may have submitted a job already: that job is cancelled when
+        the user marks the task meanwhile.
+    """
+
+    def __init__(self, cluster: str, directory: str | None = None) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.directory = directory
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        values = {"cluster": self.cluster, "directory": self.directory}
+        return "llm_bridge.slurm.away.ClusterReachableTrigger", values
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        began = time.monotonic()
+        not_there = retry_if_exception_type(AWAY) | retry_if_result(lambda answers: not answers)
+        await AsyncRetrying(retry=not_there, wait=wait_random_exponential(min=3, max=60))(self._answers)
+        self.log.info("cluster %s answers again after %.0f s", self.cluster, time.monotonic() - began)
+        await asyncio.sleep(max(0.0, began + EARLIEST_EVENT_SECONDS - time.monotonic()))
+        yield TriggerEvent({"cluster": self.cluster})
+
+    async def _answers(self) -> bool:
+        cluster = await asyncio.to_thread(load_cluster, self.cluster)
+        async with connect(cluster) as transport:
+            return await SlurmClient(cluster, transport).ping()
+
+    async def on_kill(self) -> None:
+        """As ``SlurmJobTrigger.on_kill``; the job, if there is one, is found when the cluster answers again."""
+        state = await task_state(self)
+        if self.directory and state in TERMINAL:
+            self.log.info("the task was marked %s: a job of it is cancelled when the cluster answers", state)
+            go_on_closing(self.cluster, self.directory)
+
+
+class WaitsForCluster(BaseOperator):
+    """An operator whose ``execute`` may be run again from its beginning."""
+
+    def wait_for(self, cluster: str, error: Exception, directory: str | None = None) -> NoReturn:
+        """Defer until the cluster answers, then execute again."""
+        self.log.warning("waiting for cluster %s, this uses up no retry: %s", cluster, error)
+        self.defer(trigger=ClusterReachableTrigger(cluster, directory), method_name="execute_again")
+
+    def execute_again(self, context: Context, event: dict[str, Any]) -> Any:
+        """The cluster answers again."""
+        return self.execute(context)

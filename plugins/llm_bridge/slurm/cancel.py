@@ -1,0 +1,94 @@
+"""Cancel jobs and see that they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from llm_bridge.config.load import load_cluster
+from llm_bridge.slurm.client import SlurmClient, SlurmUnreachable
+from llm_bridge.slurm.states import Phase
+from llm_bridge.transport import LoginNodeUnreachable, connect
+
+LOOK_SECONDS = 1.0
+MOST_LOOK_SECONDS = 15.0
+
+
+async def cancel_and_wait(cluster_name: str, job_ids: Sequence[str], seconds: float = 120.0) -> list[str]:
+    """Cancel jobs and look until they are gone.
+
+    scancel sends SIGTERM, and SIGKILL after the site's KillWait (30 s by default, slurm.conf(5)).
+
+    :param seconds: how long to look.
+    :returns: the ids of those that were still there after that.
+    :raises LoginNodeUnreachable: no connection.
+    :raises SlurmUnreachable: slurmctld does not answer.
+    """
+    cluster = await asyncio.to_thread(load_cluster, cluster_name)
+    async with connect(cluster) as transport:
+        client = SlurmClient(cluster, transport)
+        await client.cancel(job_ids)
+        until, pause = time.monotonic() + seconds, LOOK_SECONDS
+        while True:
+            states = await client.find(job_ids)
+            alive = [i for i, info in states.items() if info.phase is not Phase.ENDED]
+            if not alive or time.monotonic() > until:
+                return alive
+            await asyncio.sleep(pause)
+            pause = min(MOST_LOOK_SECONDS, pause * 1.3)
+
+
+# asyncio keeps only weak references to its tasks.
+_going_on: set[asyncio.Task[None]] = set()
+
+
+def go_on_cancelling(cluster_name: str, job_ids: Sequence[str]) -> asyncio.Task[None]:
+    """Cancel jobs in a task of its own that ends when they are gone, however long the login node or Slurm is away.
+
+    It lives as long as this process; what a process takes with it to its end, ``reap_orphans`` finds.
+    """
+    return _go_on(_until_gone(cluster_name, job_ids))
+
+
+def go_on_closing(cluster_name: str, stage_directory: str) -> asyncio.Task[None]:
+    """As :func:`go_on_cancelling`, for whatever jobs a stage has; it can get none afterwards."""
+    return _go_on(_until_closed(cluster_name, stage_directory))
+
+
+def _go_on(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    _going_on.add(task)
+    task.add_done_callback(_going_on.discard)
+    return task
+
+
+async def _until_gone(cluster_name: str, job_ids: Sequence[str]) -> None:
+    left: Sequence[str] = job_ids
+    while left:
+        left = await _patiently(cancel_and_wait, cluster_name, left)
+
+
+async def _until_closed(cluster_name: str, stage_directory: str) -> None:
+    jobs = await _patiently(close_attempts, cluster_name, stage_directory)
+    await _until_gone(cluster_name, jobs)
+
+
+async def _patiently(act: Callable[..., Awaitable[list[str]]], *arguments: Any) -> list[str]:
+    away = retry_if_exception_type((LoginNodeUnreachable, SlurmUnreachable))
+    return await AsyncRetrying(retry=away, wait=wait_random_exponential(min=1, max=60))(act, *arguments)
+
+
+async def close_attempts(cluster_name: str, stage_directory: str) -> list[str]:
+    """See to it that no attempt of a stage gets a job any more; the ids of those that did.
+
+    :raises LoginNodeUnreachable: no connection.
+    :raises SlurmUnreachable: slurmctld must be asked for an attempt's job, and does not answer.
+    """
+    cluster = await asyncio.to_thread(load_cluster, cluster_name)
+    async with connect(cluster) as transport:
+        found = await SlurmClient(cluster, transport).attempts(stage_directory, close=True)
+    return sorted({attempt["job_id"] for attempt in found})

@@ -1,0 +1,93 @@
+"""What Slurm says of a job, and how its commands print it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from llm_bridge.slurm.states import Phase, State, state_of
+
+SQUEUE_FORMAT = (
+    "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|,SubmitTime:|,StartTime:|,EndTime:|,RestartCnt:|"
+)
+SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,ExitCode,Submit,Start,End"
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What Slurm says of one job. Times are epoch seconds; 0 where Slurm has none."""
+
+    job_id: str
+    state: str
+    reason: str = ""
+    nodes: str = ""
+    exit_code: int = 0
+    signal: int = 0
+    submitted: float = 0
+    started: float = 0
+    ended: float = 0
+    restarts: int = 0
+
+    @property
+    def meaning(self) -> State:
+        return state_of(self.state)
+
+    @property
+    def phase(self) -> Phase:
+        return self.meaning.phase
+
+    @property
+    def queue_seconds(self) -> float:
+        return max(0.0, self.started - self.submitted) if self.started else 0.0
+
+    @property
+    def run_seconds(self) -> float:
+        """0 while the job runs: Slurm then gives the time at which its limit would end it."""
+        return max(0.0, self.ended - self.started) if self.started and self.phase is Phase.ENDED else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def from_squeue(row: str) -> tuple[str, JobInfo]:
+    """Read one row of ``squeue -O SQUEUE_FORMAT``: (job id, info)."""
+    job_id, state, reason, nodes, code, submitted, started, ended, restarts = row.split("|")[:9]
+    if ":" in code:
+        exit_code, signal = (int(part) for part in code.split(":"))
+    else:  # a wait status (22.05): 768 is exit code 3, 9 is SIGKILL
+        exit_code, signal = int(code or 0) >> 8, int(code or 0) & 127
+    return job_id, JobInfo(
+        job_id, state, "" if reason == "None" else reason, nodes, exit_code, signal,
+        _epoch(submitted), _epoch(started), _epoch(ended), int(restarts or 0),
+    )  # fmt: skip
+
+
+def from_sacct(row: str) -> tuple[str, JobInfo]:
+    """Read one row of ``sacct -P -o SACCT_FIELDS``: (job id, info)."""
+    job_id, state, reason, nodes, code, submitted, started, ended = row.split("|")
+    exit_code, signal = (int(part) for part in code.split(":"))
+    return job_id, JobInfo(
+        job_id, state, "" if reason == "None" else reason, nodes, exit_code, signal,
+        _epoch(submitted), _epoch(started), _epoch(ended),
+    )  # fmt: skip
+
+
+def from_outcome(job_id: str, outcome: dict[str, Any]) -> JobInfo:
+    """What the job itself wrote as it ended (``outcome.json``, batch.sh.j2), for when Slurm has forgotten it."""
+    state = "FAILED" if outcome["exit_code"] else "COMPLETED"
+    return JobInfo(
+        job_id,
+        state,
+        exit_code=outcome["exit_code"],
+        started=outcome.get("started", 0),
+        ended=outcome["ended"],
+    )
+
+
+def _epoch(text: str) -> float:
+    """Slurm prints the login node's local time without a zone; only differences of two are ever used."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0

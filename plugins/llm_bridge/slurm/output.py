@@ -1,0 +1,117 @@
+"""A job's output as lines of the task's log: in order, none twice, none lost, whatever becomes of the triggerer.
+
+Every line is logged with the place in the output where it ends (``loc``), so what Airflow has of the output can be read
+from its own log files. Beside the output, on the cluster, ``follower.json`` says who follows it and how far: it tells a
+follower on another machine where to go on, and the one before it that it has been replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import json
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from airflow.configuration import conf
+from airflow.triggers.base import BaseTrigger
+from airflow.utils.helpers import log_filename_template_renderer
+
+from llm_bridge.slurm.watcher import Update
+
+LAST_LINES = 30
+LONGEST_LINE = 8 * 1024
+# The follower before this one may be just about to log what it has read: it looks at its note once a second.
+HANDOVER_SECONDS = 2.5
+# The triggerer writes what a trigger logs from another process.
+MARK_SECONDS = 5.0
+_LINE = re.compile(rb"([^\r\n]*)(\r\n|\n|\r|$)")
+
+
+class Output:
+    """What one trigger has shown of one job's output.
+
+    :param trigger: whose log it goes to.
+    :param name: of the output, for ``loc``: ``attempt-1/output.log``.
+    """
+
+    def __init__(self, trigger: BaseTrigger, name: str) -> None:
+        self.last: list[str] = []
+        self._log = trigger.log
+        self._ti: Any = getattr(trigger, "task_instance", None)
+        self._name = name
+        self._mark = uuid.uuid4().hex
+
+    @property
+    def note(self) -> dict[str, Any] | None:
+        """What to keep on the cluster (:meth:`Watcher.follow`); None outside of a triggerer."""
+        if self._ti is None:
+            return None
+        return {"follower": self._mark, "try": str(self._ti.id), "logs": _logs_here(), "offset": 0}
+
+    async def resume(self, held: dict[str, Any] | None) -> int:
+        """Where to go on: after the last line that this try's log has.
+
+        :param held: the note of the follower before this one, if any.
+        """
+        if held is None or held.get("try") != str(self._ti.id):
+            return 0
+        await asyncio.sleep(HANDOVER_SECONDS)
+        self._log.info("following %s again", self._name, loc=f"follower {self._mark}")
+        offset = None
+        for _ in range(int(MARK_SECONDS / 0.25)):
+            await asyncio.sleep(0.25)
+            offset = await asyncio.to_thread(self._shown)
+            if offset is not None:
+                break
+        if held["logs"] == _logs_here() and offset is not None:
+            return offset  # also 0: a triggerer that takes a trigger up a second time truncates its log
+        return max(held["offset"], offset or 0)
+
+    def show(self, update: Update) -> None:
+        """Log what has come."""
+        if update.skipped:
+            self._log.warning(
+                "... %.1f MB of output are left out here, to spare Airflow's log: all of it is in %s on the cluster",
+                update.skipped / 1e6, self._name,
+            )  # fmt: skip
+        for line, end in lines(update.log):
+            self._log.info(line, loc=f"{self._name}:{update.offset + end}")
+            self.last = [*self.last[1 - LAST_LINES :], line]
+
+    def _shown(self) -> int | None:
+        """The end of the last line in this try's log files here; None if they lack what was logged just now."""
+        pattern = f"{glob.escape(log_filename_template_renderer()(ti=self._ti))}.trigger.*.log"
+        furthest, marked = 0, False
+        for file in Path(conf.get("logging", "base_log_folder")).glob(pattern):
+            with file.open("rb") as stream:
+                for row in stream:
+                    marked = marked or self._mark.encode() in row
+                    if f'"{self._name}:'.encode() in row:
+                        furthest = max(furthest, _end_in(row, self._name))
+        return furthest if marked else None
+
+
+def lines(data: bytes) -> Iterator[tuple[str, int]]:
+    """(line, offset of its end) of every line that is not blank; a progress bar's carriage returns are line ends."""
+    for found in _LINE.finditer(data):
+        text = found.group(1).decode("utf-8", "replace")
+        if text.strip():
+            more = len(text) - LONGEST_LINE
+            yield f"{text[:LONGEST_LINE]} ... ({more} more characters)" if more > 0 else text, found.end()
+
+
+def _end_in(row: bytes, name: str) -> int:
+    try:
+        where, _, end = str(json.loads(row).get("loc", "")).rpartition(":")
+    except ValueError:  # cut off as the triggerer was killed
+        return 0
+    return int(end) if where == name and end.isdigit() else 0
+
+
+def _logs_here() -> str:
+    return f"{socket.gethostname()}:{conf.get('logging', 'base_log_folder')}"
