@@ -133,6 +133,18 @@ async def _start(connection: asyncssh.SSHClientConnection, command: str) -> asyn
     return await connection.create_process(command, encoding=None, stderr=asyncssh.DEVNULL)
 
 
+class _StrictHook(SSHHookAsync):
+    """The provider's hook, without its way around the host key."""
+
+    def _parse_extras(self, conn: Any) -> None:
+        super()._parse_extras(conn)
+        if self.known_hosts == "none":
+            raise ConfigError(
+                f"connection {self.ssh_conn_id!r} sets no_host_key_check: whoever answers for the login node would get "
+                "the Hub's token. Put the login node's key into the extra 'host_key' or a known_hosts file instead"
+            )
+
+
 class SshTransport:
     """One SSH connection, opened when first needed and again when it is lost; at most 8 channels at once.
 
@@ -208,7 +220,7 @@ class SshTransport:
             return self._connection
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
-        hook = SSHHookAsync(ssh_conn_id=self.conn_id)
+        hook = _StrictHook(ssh_conn_id=self.conn_id)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await hook.get_conn()

@@ -21,15 +21,20 @@ def dags() -> dict[str, Any]:
     return dict(bag.dags)
 
 
-def test_there_are_the_two_dags(dags: dict[str, Any]) -> None:
-    assert set(dags) == {"post_training", "nightly_post_training"}
+def test_there_are_the_three_dags(dags: dict[str, Any]) -> None:
+    assert set(dags) == {"post_training", "nightly_post_training", "reap_orphans"}
+
+
+def test_orphans_are_looked_for_on_every_cluster_without_anybody_turning_it_on(dags: dict[str, Any]) -> None:
+    dag = dags["reap_orphans"]
+    assert "local" in dag.task_dict and not dag.is_paused_upon_creation
 
 
 def test_parsing_imports_no_heavy_library() -> None:
     """Each of these costs seconds and hundreds of MB, at every parse."""
     program = (
         "import runpy, sys\n"
-        "for f in ('post_training', 'nightly_post_training'): runpy.run_path(f'dags/{f}.py')\n"
+        "for f in ('post_training', 'nightly_post_training', 'reap_orphans'): runpy.run_path(f'dags/{f}.py')\n"
         "heavy = {'torch', 'ray', 'verl', 'huggingface_hub', 'wandb', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)\n"
     )

@@ -135,6 +135,35 @@ def test_waiting_goes_on_when_the_login_node_was_away(task: Any, slurm: Any, log
     assert lines.count("done") == 1
 
 
+def test_a_connection_that_would_trust_anybody_is_refused(
+    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, ssh_connection, no_host_key_check="true")
+    with pytest.raises(ConfigError, match="host_key"):
+        run(cluster, "true")
+
+
+def test_a_jump_host_of_the_users_ssh_config_is_used(
+    cluster: Cluster,
+    slurm: Any,
+    ssh_connection: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The name `login` resolves inside the cluster only, so without the jump there is no way."""
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text(
+        f"Host login\n  ProxyJump svc@127.0.0.1:{slurm.ssh_port}\n"
+        f"Host 127.0.0.1\n  IdentityFile {slurm.ssh_key}\n  UserKnownHostsFile {slurm.known_hosts}\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    host_key = slurm.known_hosts.read_text().split(" ", 1)[1].strip()
+    extra = {"key_file": str(slurm.ssh_key), "host_key": host_key}
+    behind = {**ssh_connection, "host": "login", "port": 22, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_SLURM_TEST", json.dumps(behind))
+    assert run(cluster, "hostname").stdout.strip() == "login"
+
+
 def test_an_airflow_on_the_login_node_needs_no_ssh() -> None:
     """The local transport, on this machine; Slurm's commands are plain programs to it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -176,6 +176,18 @@ class SlurmClient:
             raise SlurmUnreachable(f"slurmctld of cluster {self.cluster.name!r}: {answer['error']}")
         return answer["jobs"]
 
+    async def ours(self, note: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """llm-bridge's jobs that wait or run: ``{"job_id", "state", "directory", "owner", "noted"}``.
+
+        :param note: attempt directories to mark as seen without a run.
+        :raises SlurmUnreachable: slurmctld does not answer.
+        """
+        request = {"workspace": self.cluster.workspace, "note": list(note), "budget": self._budget()}
+        answer = await self.ask("ours", request, timeout=HELPER_SECONDS)
+        if "error" in answer:
+            raise SlurmUnreachable(f"slurmctld of cluster {self.cluster.name!r}: {answer['error']}")
+        return answer["jobs"]
+
     async def slurm(self, argv: list[str], *, stdin: str = "", reserve: int = 0) -> Completed:
         """Run one Slurm command, within the site's ration.
 
@@ -250,6 +262,7 @@ _MODULES = {
     "rpc": ("rpc",),
     "submit": ("rpc", "submit"),
     "attempts": ("rpc", "submit", "attempts"),
+    "ours": ("rpc", "submit", "ours"),
     "watch": ("watch",),
     "check": ("check",),
 }

@@ -1,0 +1,27 @@
+"""Airflow DAG: every hour, cancel Slurm jobs whose DAG run is over. The first sweep that sees one only says so."""
+
+from datetime import datetime
+
+from airflow.sdk import DAG, Param
+
+from llm_bridge.alerts import on_failure
+from llm_bridge.config.load import available
+from llm_bridge.orphans import ReapOrphansOperator
+
+with DAG(
+    "reap_orphans",
+    description="Cancel Slurm jobs whose DAG run is over",
+    schedule="@hourly",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    is_paused_upon_creation=False,
+    params={
+        "dry_run": Param(False, type="boolean", title="Dry run", description="Only say what would be done.")
+    },
+    tags=["llm-bridge"],
+    doc_md=__doc__,
+    default_args={"on_failure_callback": on_failure()},
+):
+    for cluster in available("clusters"):
+        ReapOrphansOperator(task_id=cluster, cluster=cluster, only_say="{{ params.dry_run }}")

@@ -1,0 +1,87 @@
+"""The sweep that cancels jobs whose run is over.
+
+What Airflow says of runs is given here: it needs a supervisor. tests/chaos asks the real one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
+
+from llm_bridge.orphans import ReapOrphansOperator
+from llm_bridge.slurm.operators import SlurmSubmitOperator
+
+
+@pytest.fixture
+def orphan(task: Any, slurm: Any) -> Any:
+    """A job that waits for ever, and the context of a sweep in an Airflow that knows its run."""
+    operator = SlurmSubmitOperator(
+        task_id="t",
+        cluster="test",
+        script="#!/bin/bash\nsleep 60\n",
+        sbatch={"options": {"begin": "now+1hour"}},
+    )
+    job_id = task.start(operator).job_id
+    yield job_id
+    slurm.run("ctl", ["scancel", job_id])
+
+
+def sweep(task: Any, state: str | None, **options: Any) -> dict[str, list[str]]:
+    def run_state(dag_id: str, run_id: str) -> str:
+        if state is None or (dag_id, run_id) != (task.ti.dag_id, task.ti.run_id):
+            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR))
+        return state
+
+    task.ti.get_dagrun_state = run_state
+    return ReapOrphansOperator(task_id="test", cluster="test", **options).execute(task.context)
+
+
+def queued(slurm: Any, job_id: str) -> bool:
+    return slurm.run("login", ["squeue", "-h", "-o", "%i"], user="svc").stdout.split().count(job_id) == 1
+
+
+def test_the_first_sweep_says_what_the_second_does(task: Any, orphan: str, slurm: Any) -> None:
+    assert orphan in sweep(task, "failed")["noted"]
+    assert queued(slurm, orphan)
+    assert sweep(task, "failed")["cancelled"] == [orphan]
+    assert not queued(slurm, orphan)
+
+
+@pytest.mark.parametrize("state", ["running", "queued"])
+def test_a_job_whose_run_goes_on_is_left_alone(task: Any, orphan: str, slurm: Any, state: str) -> None:
+    for _ in range(2):
+        assert sweep(task, state)["cancelled"] == []
+    assert queued(slurm, orphan)
+
+
+def test_a_run_of_another_airflow_is_never_touched(task: Any, orphan: str, slurm: Any) -> None:
+    for _ in range(2):
+        assert orphan in sweep(task, None)["unknown"]
+    assert queued(slurm, orphan)
+
+
+def test_a_dry_run_cancels_nothing_however_often(task: Any, orphan: str, slurm: Any) -> None:
+    for _ in range(2):
+        assert sweep(task, "failed", only_say="True")["cancelled"] == []
+    assert sweep(task, "failed")["cancelled"] == []
+    assert queued(slurm, orphan)
+
+
+def test_a_job_of_somebody_with_such_a_name_is_none_of_ours(task: Any, slurm: Any) -> None:
+    script = "#!/bin/bash\nsleep 60\n"
+    argv = ["sbatch", "--parsable", "--job-name=llmb-t-1", "--begin=now+1hour", f"--chdir={slurm.workspace}"]
+    job_id = slurm.run("login", argv, user="svc", input=script).stdout.strip()
+    assert all(job_id not in ids for ids in sweep(task, "failed").values())
+    slurm.run("ctl", ["scancel", job_id])
+
+
+def test_a_cluster_that_is_away_is_skipped(task: Any, slurm: Any) -> None:
+    slurm.stop("sshd")
+    try:
+        with pytest.raises(AirflowSkipException, match="cannot be asked now"):
+            sweep(task, "failed")
+    finally:
+        slurm.start("sshd")
