@@ -36,14 +36,15 @@ class Output:
     """What one trigger has shown of one job's output.
 
     :param trigger: whose log it goes to.
-    :param name: of the output, for ``loc``: ``attempt-1/output.log``.
+    :param path: of the output on the cluster; its last two parts (``attempt-1/output.log``) are its name in ``loc``.
     """
 
-    def __init__(self, trigger: BaseTrigger, name: str) -> None:
+    def __init__(self, trigger: BaseTrigger, path: str) -> None:
         self.last: list[str] = []
         self._log = trigger.log
         self._ti: Any = getattr(trigger, "task_instance", None)
-        self._name = name
+        self._path = path
+        self._name = "/".join(Path(path).parts[-2:])
         self._mark = uuid.uuid4().hex
 
     @property
@@ -77,7 +78,7 @@ class Output:
         if update.skipped:
             self._log.warning(
                 "... %.1f MB of output are left out here, to spare Airflow's log: all of it is in %s on the cluster",
-                update.skipped / 1e6, self._name,
+                update.skipped / 1e6, self._path,
             )  # fmt: skip
         for line, end in lines(update.log):
             self._log.info(line, loc=f"{self._name}:{update.offset + end}")

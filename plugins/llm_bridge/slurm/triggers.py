@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -85,7 +84,7 @@ class SlurmJobTrigger(BaseTrigger):
     async def outcome(self) -> dict[str, Any]:
         """Follow the job to its end, or until it is ready; the event's payload."""
         found: dict[str, Any] = {}
-        output = Output(self, f"{Path(self.directory).name}/output.log")
+        output = Output(self, f"{self.directory}/output.log")
         cluster = await asyncio.to_thread(load_cluster, self.cluster)
         following = watcher_for(cluster).follow(
             self.job_id,
