@@ -133,7 +133,7 @@ class SlurmClient:
             done = await self.slurm(argv, reserve=reserve)
             # No accounting, or none just now: then Slurm does not know the job, and that is no verdict.
             rows = done.stdout.splitlines() if done.code == 0 else []
-            found |= dict(from_sacct(row) for row in rows)
+            found |= dict(from_sacct(row) for row in rows if row.count("|") >= 7)
         return found
 
     async def look_up(self, job_id: str, directory: str) -> JobInfo | None:

@@ -53,22 +53,19 @@ class JobInfo:
 def from_squeue(row: str) -> tuple[str, JobInfo]:
     """Read one row of ``squeue -O SQUEUE_FORMAT``: (job id, info)."""
     job_id, state, reason, nodes, code, submitted, started, ended, restarts = row.split("|")[:9]
-    if ":" in code:
-        exit_code, signal = (int(part) for part in code.split(":"))
-    else:  # a wait status (22.05): 768 is exit code 3, 9 is SIGKILL
-        exit_code, signal = int(code or 0) >> 8, int(code or 0) & 127
+    # 22.05 prints a wait status: 768 is exit code 3, 9 is SIGKILL.
+    exit_code, signal = _pair(code) if ":" in code else (_int(code) >> 8, _int(code) & 127)
     return job_id, JobInfo(
         job_id, state, "" if reason == "None" else reason, nodes, exit_code, signal,
-        _epoch(submitted), _epoch(started), _epoch(ended), int(restarts or 0),
+        _epoch(submitted), _epoch(started), _epoch(ended), _int(restarts),
     )  # fmt: skip
 
 
 def from_sacct(row: str) -> tuple[str, JobInfo]:
     """Read one row of ``sacct -P -o SACCT_FIELDS``: (job id, info)."""
-    job_id, state, reason, nodes, code, submitted, started, ended = row.split("|")
-    exit_code, signal = (int(part) for part in code.split(":"))
+    job_id, state, reason, nodes, code, submitted, started, ended = row.split("|")[:8]
     return job_id, JobInfo(
-        job_id, state, "" if reason == "None" else reason, nodes, exit_code, signal,
+        job_id, state, "" if reason == "None" else reason, nodes, *_pair(code),
         _epoch(submitted), _epoch(started), _epoch(ended),
     )  # fmt: skip
 
@@ -91,3 +88,14 @@ def _epoch(text: str) -> float:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return 0.0
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """``3:0`` as exit code and signal."""
+    code, _, signal = text.partition(":")
+    return _int(code), _int(signal)
+
+
+def _int(text: str) -> int:
+    """0 for what is no number ("N/A"): one odd field must not stop the watcher of all jobs."""
+    return int(text) if text.strip().isdigit() else 0
