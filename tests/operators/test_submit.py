@@ -230,7 +230,7 @@ def test_a_worker_that_is_told_to_stop_cancels_its_job_only_if_the_task_was_mark
 
     What Airflow's API says of the task is given here: it needs a supervisor. tests/chaos asks the real one.
     """
-    monkeypatch.setattr("llm_bridge.slurm.operators.state_of_task", lambda ti: state)
+    monkeypatch.setattr("llm_bridge.slurm.on_kill.state_of_task", lambda ti: state)
     operator = submit("sleep 60", wait=False)
     job_id = operator.execute(task.context)["job_id"]
     wait_until_running(slurm, job_id)

@@ -16,6 +16,8 @@ from llm_bridge.transport import LoginNodeUnreachable, connect
 
 LOOK_SECONDS = 1.0
 MOST_LOOK_SECONDS = 15.0
+# on_kill has 30 s in all ([triggerer] on_kill_timeout).
+CANCEL_SECONDS = 20.0
 
 
 async def cancel_and_wait(cluster_name: str, job_ids: Sequence[str], seconds: float = 120.0) -> list[str]:
@@ -92,3 +94,11 @@ async def close_attempts(cluster_name: str, stage_directory: str) -> list[str]:
     async with connect(cluster) as transport:
         found = await SlurmClient(cluster, transport).attempts(stage_directory, close=True)
     return sorted({attempt["job_id"] for attempt in found})
+
+
+async def close_and_cancel(
+    cluster_name: str, stage_directory: str, seconds: float = CANCEL_SECONDS
+) -> list[str]:
+    """Cancel whatever jobs a stage has; it can get none afterwards. As :func:`cancel_and_wait`."""
+    jobs = await close_attempts(cluster_name, stage_directory)
+    return await cancel_and_wait(cluster_name, jobs, seconds) if jobs else []

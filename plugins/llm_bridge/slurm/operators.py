@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +18,22 @@ from llm_bridge.failures.errors import SlurmJobCannotSucceed, SlurmJobFailed
 from llm_bridge.keys import slug
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.away import AWAY, WaitsForCluster
-from llm_bridge.slurm.cancel import cancel_and_wait, close_attempts
+from llm_bridge.slurm.cancel import cancel_and_wait, close_and_cancel, close_attempts
 from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.job import Resources, SlurmJob
+from llm_bridge.slurm.on_kill import CancelsIfMarked
 from llm_bridge.slurm.states import Phase
-from llm_bridge.slurm.triggers import CANCEL_SECONDS, TERMINAL, SlurmJobTrigger, state_of_task
+from llm_bridge.slurm.triggers import SlurmJobTrigger
 from llm_bridge.transport import connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 JobSource = SlurmJob | Callable[["Context"], SlurmJob]
-# How long on_kill waits for the API's word on the task.
-STATE_SECONDS = 5.0
 
 
-class SlurmSubmitOperator(WaitsForCluster):
+class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
     """Submit one batch job to Slurm, show its output live, and return its result.
 
     **How it works.** The job's name is made from DAG, run, task and attempt; it is looked up before anything
@@ -97,15 +94,12 @@ class SlurmSubmitOperator(WaitsForCluster):
         self.job = job
         self.wait = wait
         self.deferrable = deferrable
-        # What on_kill needs while this process answers for the job: (cluster, stage directory), and whose it is.
-        self._stage: tuple[str, str] | None = None
-        self._ti: Any = None
 
     def execute(self, context: Context) -> Any:
         job = self.describe(context)
-        self._stage, self._ti = (job.cluster, job.directory), context["ti"]
+        self.answer_for_job(context["ti"], lambda: close_and_cancel(job.cluster, job.directory))
         try:
-            attempt, info = asyncio.run(self._submit(context, job))
+            attempt, info = asyncio.run(self.submit(context, job))
         except AWAY as error:
             self.wait_for(job.cluster, error, job.directory)
         assert attempt.job_id
@@ -125,7 +119,7 @@ class SlurmSubmitOperator(WaitsForCluster):
         over = info is not None and info.phase is Phase.ENDED
         if over or not self.deferrable:
             return self.execute_complete(context, asyncio.run(trigger.outcome()))
-        self._stage = None  # from here on the trigger answers for the job
+        self.hand_job_over()
         self.defer(trigger=trigger, method_name="execute_complete")
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -146,31 +140,6 @@ class SlurmSubmitOperator(WaitsForCluster):
             "result": event["result"],
         }
 
-    def on_kill(self) -> None:
-        """The worker's process is told to stop before the task deferred, or while it waits in the worker.
-
-        Airflow says so when the user has marked the task, and also when the worker itself is to stop (a rolling
-        update): then the next try finds the job, so it is left alone.
-        """
-        if not self._stage:
-            return
-        # Called from a signal handler: a loop may be running in this thread, and the handler may have interrupted a
-        # question to Airflow's API, which would then wait for itself. So both are done elsewhere, and not for ever.
-        try:
-            state = in_thread(STATE_SECONDS, state_of_task, self._ti)
-        except Exception as error:
-            self.log.warning("the job is left alone: what became of the task is unknown (%r)", error)
-            return
-        if state not in TERMINAL:
-            self.log.info("the task is %s: the job is left alone", state)
-            return
-        self.log.info("the task was marked %s: cancelling its job", state)
-        in_thread(CANCEL_SECONDS, asyncio.run, self._cancel(*self._stage))
-
-    @staticmethod
-    async def _cancel(cluster: str, directory: str) -> None:
-        await cancel_and_wait(cluster, await close_attempts(cluster, directory), CANCEL_SECONDS)
-
     def describe(self, context: Context) -> SlurmJob:
         """The job as it is to be submitted."""
         if self.job is not None:
@@ -184,7 +153,7 @@ class SlurmSubmitOperator(WaitsForCluster):
         }
         return check_model(SlurmJob, values, f"task {self.task_id!r}")
 
-    async def _submit(self, context: Context, job: SlurmJob) -> tuple[attempts.Attempt, JobInfo | None]:
+    async def submit(self, context: Context, job: SlurmJob) -> tuple[attempts.Attempt, JobInfo | None]:
         """Find this task's job or submit it; returns the attempt with its job id, and the job's state if known."""
         cluster = load_cluster(job.cluster)
         async with connect(cluster) as transport:
@@ -248,25 +217,26 @@ class SlurmCancelOperator(WaitsForCluster):
     Works from the stage's directory on the cluster instead of an XCom, so it finds the job of a task that
     died before it could say anything.
 
-    :param stage: callable that gives ``(cluster name, stage directory)`` from the task's context.
+    :param stage: callable that gives ``(cluster name, stage directory, ...)`` from the task's context; there may be
+        several directories.
     :raises AirflowException: a job is still there after ``patience`` seconds.
     """
 
     ui_color = "#f0e4d4"
 
     def __init__(
-        self, *, stage: Callable[[Context], tuple[str, str]], patience: float = 120, **kwargs: Any
+        self, *, stage: Callable[[Context], tuple[str, ...]], patience: float = 120, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.patience = patience
 
     def execute(self, context: Context) -> list[str]:
-        cluster, directory = self.stage(context)
+        cluster, *directories = self.stage(context)
         try:
-            ids = asyncio.run(close_attempts(cluster, directory))
+            ids = [i for directory in directories for i in asyncio.run(close_attempts(cluster, directory))]
             if not ids:
-                self.log.info("no job was ever submitted in %s", directory)
+                self.log.info("no job was ever submitted in %s", ", ".join(directories))
                 return []
             left = asyncio.run(cancel_and_wait(cluster, ids, self.patience))
         except AWAY as error:
@@ -278,23 +248,6 @@ class SlurmCancelOperator(WaitsForCluster):
             )
         self.log.info("gone: Slurm job %s", ", ".join(ids))
         return ids
-
-
-def in_thread(seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
-    """Run ``call`` in a thread of its own, which does not keep the process from ending.
-
-    :raises TimeoutError: it takes longer than ``seconds``.
-    """
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future.result(timeout=seconds)
 
 
 def task_directory(cluster_name: str, context: Context) -> str:

@@ -12,15 +12,13 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from llm_bridge.config.load import load_cluster
-from llm_bridge.slurm.cancel import go_on_cancelling
+from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.watcher import Update, watcher_for
 
 # A trigger that fires right after its task deferred fails the task: the scheduler may see the event before
 # the worker's exit (airflow#66374, #67287; 3 of 16 tasks on 3.3.2, none with 5 s).
 EARLIEST_EVENT_SECONDS = 5.0
-# on_kill has 30 s in all ([triggerer] on_kill_timeout).
-CANCEL_SECONDS = 20.0
 TERMINAL = {"success", "failed", "skipped", "removed", "upstream_failed"}
 
 
