@@ -12,6 +12,7 @@ import glob
 import json
 import os
 
+import files
 import rpc
 import submit
 
@@ -26,12 +27,12 @@ def close(path, budget):
     """Close one attempt; gives its job's id its file if only Slurm knows it."""
     with open(os.path.join(path, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        owner = submit.read(os.path.join(path, "owner.json"))
+        owner = files.read(os.path.join(path, "owner.json"))
         if owner and not os.path.exists(os.path.join(path, "job_id")):
             job_id = submit.known_to_slurm(json.loads(owner)["key"], budget)
             if job_id:
                 submit.claim(path, job_id)
-        submit.write(os.path.join(path, "closed"), "")
+        files.write(os.path.join(path, "closed"), "")
 
 
 def main(request):
@@ -44,7 +45,7 @@ def main(request):
                 close(path, request["budget"])
             except (OSError, rpc.RationUsedUp) as error:
                 return {"error": str(error)}
-        job_id = submit.read(os.path.join(path, "job_id"))
+        job_id = files.read(os.path.join(path, "job_id"))
         if job_id:
             found.append({"job_id": job_id, "directory": path})
     return {"jobs": found}

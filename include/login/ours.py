@@ -11,8 +11,8 @@ import json
 import os
 import time
 
+import files
 import rpc
-import submit
 
 MARK = "orphan"
 
@@ -21,7 +21,7 @@ def ours(workspace, job_id, name, directory, state):
     """One row of squeue, if it is a job of ours."""
     if not directory.startswith(workspace.rstrip("/") + "/"):
         return None
-    text = submit.read(os.path.join(directory, "owner.json"))
+    text = files.read(os.path.join(directory, "owner.json"))
     owner = json.loads(text) if text else {}
     if owner.get("key") != name:
         return None
@@ -33,7 +33,7 @@ def ours(workspace, job_id, name, directory, state):
 def main(request):
     """Entry point (boot.py)."""
     for directory in request["note"]:
-        submit.write(os.path.join(directory, MARK), "")
+        files.write(os.path.join(directory, MARK), "")
     try:
         done = rpc.run(["squeue", "--me", "-h", "-o", "%i|%j|%T|%Z"], request["budget"])
     except rpc.RationUsedUp as error:

@@ -1,9 +1,11 @@
 """Submit one batch job exactly once.
 
 Request:  {"directory": attempt directory, "key": job name, "owner": {...}, "files": {path: text},
-          "secrets": {name: text}, "budget": see rpc.py}
-Answer:   {"job_id": "12", "how": "submitted" | "found"}  or  {"error": "what squeue or sbatch said"}
-          or  {"closed": true}: a later try has given this attempt up
+          "secrets": {name: text}, "stage": null or see done.py, "budget": see rpc.py}
+Answer:   {"how": "submitted" | "found", "job_id": "12", "goes_on", "aside": see done.py}
+          or  {"how": "done", ...see done.py}: nothing to submit, the stage's result is there
+          or  {"how": "closed"}: a later try has given this attempt up
+          or  {"error": "what squeue or sbatch said"}
 
 A second call for the same directory, at any time and even while the first one runs, gives the same job. The file
 `job_id` decides which one that is; whoever links it first wins, this helper or the job itself as it starts
@@ -16,28 +18,9 @@ import fcntl
 import json
 import os
 
+import done
+import files
 import rpc
-
-
-def write(path, text, mode=0o600):
-    """Create or replace a file in one step, never readable to others for a moment."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    temporary = path + ".tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def read(path):
-    """A small file's text without the line end, or None."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read().strip()
-    except FileNotFoundError:
-        return None
 
 
 def known_to_slurm(key, budget, old=True):
@@ -49,12 +32,12 @@ def known_to_slurm(key, budget, old=True):
     if old:  # accounting remembers longer than squeue's MinJobAge, but not every site has it
         queries.append(["sacct", "-X", "-n", "-P", "-S", "now-30days", "-o", "JobID", "--name", key])
     for query in queries:
-        done = rpc.run(query, budget)
-        if query[0] == "squeue" and done.returncode:
-            raise OSError(done.stderr.strip() or "squeue ended with exit code %d" % done.returncode)
+        ended = rpc.run(query, budget)
+        if query[0] == "squeue" and ended.returncode:
+            raise OSError(ended.stderr.strip() or "squeue ended with exit code %d" % ended.returncode)
         # sbatch refuses an impossible job, but slurmctld keeps a record of it under its name.
-        rows = [line.split() for line in done.stdout.splitlines() if "BadConstraints" not in line]
-        if done.returncode == 0 and rows:
+        rows = [line.split() for line in ended.stdout.splitlines() if "BadConstraints" not in line]
+        if ended.returncode == 0 and rows:
             return min((row[0] for row in rows), key=lambda job_id: (len(job_id), job_id))
     return None
 
@@ -63,19 +46,19 @@ def place(request):
     """Write the files of one attempt."""
     directory = request["directory"]
     for name, text in request["files"].items():
-        write(os.path.join(directory, name), text)
+        files.write(os.path.join(directory, name), text)
     for name, text in request["secrets"].items():
-        write(os.path.join(directory, "secrets", name), text)
+        files.write(os.path.join(directory, "secrets", name), text)
 
 
 def claim(directory, job_id):
     """Make `job_id` the attempt's job unless it has one; returns the one it has."""
     mine = os.path.join(directory, "job_id." + job_id)
-    write(mine, job_id + "\n")
+    files.write(mine, job_id + "\n")
     with contextlib.suppress(FileExistsError):
         os.link(mine, os.path.join(directory, "job_id"))
     os.unlink(mine)
-    return read(os.path.join(directory, "job_id"))
+    return files.read(os.path.join(directory, "job_id"))
 
 
 def submit(request):
@@ -87,8 +70,8 @@ def submit(request):
     with open(lock_file, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.path.exists(os.path.join(directory, "closed")):
-            return {"closed": True}
-        job_id = read(os.path.join(directory, "job_id"))
+            return {"how": "closed"}
+        job_id = files.read(os.path.join(directory, "job_id"))
         if job_id:
             return {"job_id": job_id, "how": "found"}
         try:
@@ -97,8 +80,15 @@ def submit(request):
             return {"error": str(error)}
         if job_id:
             return {"job_id": claim(directory, job_id), "how": "found"}
+        stage = request["stage"]
+        result = stage and done.finished(os.path.dirname(directory), stage)
+        if result:
+            return dict(result, how="done")
         place(request)
-        write(os.path.join(directory, "owner.json"), json.dumps(dict(request["owner"], key=request["key"])))
+        begun = done.begin(directory, stage) if stage else {}
+        files.write(
+            os.path.join(directory, "owner.json"), json.dumps(dict(request["owner"], key=request["key"]))
+        )
         argv = [
             "sbatch",
             "--parsable",
@@ -109,22 +99,23 @@ def submit(request):
             os.path.join(directory, "script.sh"),
         ]
         # sbatch holds the lock too: if this process is killed, the next one waits until sbatch has ended.
-        done = rpc.run(argv, budget, pass_fds=(lock.fileno(),))
-        if done.returncode:
-            return {"error": done.stderr.strip()}
+        ended = rpc.run(argv, budget, pass_fds=(lock.fileno(),))
+        if ended.returncode:
+            return {"error": ended.stderr.strip()}
         # "12" or, on a federation, "12;cluster"
-        submitted = done.stdout.strip().split(";")[0]
+        submitted = ended.stdout.strip().split(";")[0]
         job_id = claim(directory, submitted)
         if job_id != submitted:
             rpc.run(["scancel", submitted], budget)
-        return {"job_id": job_id, "how": "submitted"}
+        return dict(begun, job_id=job_id, how="submitted")
 
 
 def main(request):
     """Entry point (boot.py)."""
     if request["key"] is None:
         place(request)
-        return {"how": "placed"}
+        begun = done.begin(request["directory"], request["stage"]) if request["stage"] else {}
+        return dict(begun, how="placed")
     try:
         return submit(request)
     except rpc.RationUsedUp as error:

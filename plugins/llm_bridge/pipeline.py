@@ -150,6 +150,14 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             title="Stages",
             description="Those left out are skipped. Without sft, PPO starts from the base model.",
         ),
+        "force_stages": Param(
+            [],
+            type="array",
+            items={"type": "string", "enum": list(STAGES)},
+            examples=list(STAGES),
+            title="Stages to make anew",
+            description="When this run is cleared later, a stage whose result is there is not run again, except these.",
+        ),
     }
 
 

@@ -27,6 +27,7 @@ class Form(Strict):
     repo_id: RepoId | None = None
     nodes: Count | None = None
     stages: list[Stage] = list(STAGES)
+    force_stages: list[Stage] = []
 
     @field_validator("run_name", "base_model", "repo_id", "cluster", mode="before")
     @classmethod
@@ -48,6 +49,8 @@ class Plan(Strict):
     cluster: SlurmWord
     recipe: Recipe
     stages: list[Stage]
+    # Those that are run although their result is there.
+    force_stages: list[Stage] = []
     # WORKSPACE/DAG/RUN on the cluster.
     directory: AbsolutePath
     workspace: AbsolutePath
@@ -65,6 +68,10 @@ class Plan(Strict):
     def base_model_path(self) -> str:
         base = self.recipe.base_model
         return base if base.startswith("/") else f"{self.workspace}/models/{base.replace('/', '--')}"
+
+    @property
+    def sft_merge_dir(self) -> str:
+        return f"{self.stage_dir('sft')}/merge"
 
     @property
     def sft_model(self) -> str:
@@ -125,6 +132,7 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str) -> Plan:
         cluster=cluster.name,
         recipe=recipe.model_copy(update=changes),
         stages=form.stages,
+        force_stages=form.force_stages,
         directory=f"{cluster.workspace}/{slug(dag_id)}/{slug(run_id)}",
         workspace=cluster.workspace,
     )

@@ -10,6 +10,7 @@ from llm_bridge.config.recipe import Stage
 from llm_bridge.hub.operators import upload_settings
 from llm_bridge.plan import Plan
 from llm_bridge.ray.operators import RayJob
+from llm_bridge.slurm.fingerprint import Result
 from llm_bridge.slurm.job import Resources, SlurmJob
 
 
@@ -23,18 +24,20 @@ def prepare(plan: Plan) -> SlurmJob:
         "base_model": recipe.base_model,
         "model_dir": plan.base_model_path,
     }
-    return _job(plan, "prepare", "prepare", settings, hub=True)
+    result = _result(plan, "prepare", shared=[plan.data_dir, plan.base_model_path])
+    return _job(plan, "prepare", "prepare", settings, result, hub=True)
 
 
 def sft(plan: Plan) -> SlurmJob:
     """Supervised fine-tuning on one or many nodes."""
+    checkpoints = f"{plan.stage_dir('sft')}/checkpoints"
     settings = {
         "model_path": plan.base_model_path,
-        "checkpoint_dir": f"{plan.stage_dir('sft')}/checkpoints",
+        "checkpoint_dir": checkpoints,
         "verl": plan.recipe.sft.verl,
         **_training(plan),
     }
-    return _job(plan, "sft", "sft", settings, wandb=True)
+    return _job(plan, "sft", "sft", settings, _result(plan, "sft", outputs=[checkpoints]), wandb=True)
 
 
 def sft_merge(plan: Plan) -> SlurmJob:
@@ -44,7 +47,8 @@ def sft_merge(plan: Plan) -> SlurmJob:
         "component": None,
         "output_dir": plan.sft_model,
     }
-    return _job(plan, "merge", "merge", settings, directory=f"{plan.stage_dir('sft')}/merge")
+    result = _result(plan, "sft", inputs=[plan.stage_dir("sft")], outputs=[plan.sft_model])
+    return _job(plan, "merge", "merge", settings, result, directory=plan.sft_merge_dir)
 
 
 def ray_cluster(plan: Plan) -> SlurmJob:
@@ -60,22 +64,25 @@ def ray_cluster(plan: Plan) -> SlurmJob:
         "ready_minutes": cluster.ray.ready_minutes,
         "idle_minutes": cluster.ray.idle_minutes,
     }
-    return _job(plan, "ppo", "ray_cluster", settings, wandb=True)
+    return _job(plan, "ppo", "ray_cluster", settings, None, wandb=True)
 
 
 def ppo(plan: Plan) -> RayJob:
     """PPO, as a job on the Ray cluster."""
     cluster = load_cluster(plan.cluster)
+    checkpoints = f"{plan.stage_dir('ppo')}/checkpoints"
     settings = {
         "actor_path": plan.ppo_starts_from,
         "critic_path": plan.ppo_starts_from,
-        "checkpoint_dir": f"{plan.stage_dir('ppo')}/checkpoints",
+        "checkpoint_dir": checkpoints,
         "nodes": plan.nodes("ppo"),
         "gpus_per_node": plan.gpus_per_node("ppo", cluster),
         "verl": plan.recipe.ppo.verl,
         **_training(plan),
     }
-    return RayJob(program="ppo.py", settings=settings, directory=plan.stage_dir("ppo"))
+    inputs = [plan.sft_merge_dir] if plan.ppo_starts_from == plan.sft_model else []
+    result = _result(plan, "ppo", inputs=inputs, outputs=[checkpoints])
+    return RayJob(program="ppo.py", settings=settings, directory=plan.stage_dir("ppo"), result=result)
 
 
 def merge(plan: Plan) -> SlurmJob:
@@ -85,15 +92,20 @@ def merge(plan: Plan) -> SlurmJob:
         "component": "actor",
         "output_dir": plan.ppo_model,
     }
-    return _job(plan, "merge", "merge", settings)
+    result = _result(plan, "merge", inputs=[plan.stage_dir("ppo")], outputs=[plan.ppo_model])
+    return _job(plan, "merge", "merge", settings, result)
 
 
 def upload(plan: Plan) -> SlurmJob:
     """The final model to the Hub."""
     hub = plan.recipe.hub
-    return _job(
-        plan, "upload", "upload", upload_settings(plan.final_model, hub.repo_id, hub.private), hub=True
-    )
+    made_by = plan.stage_dir("merge") if plan.final_model == plan.ppo_model else plan.sft_merge_dir
+    settings = upload_settings(plan.final_model, hub.repo_id, hub.private)
+    return _job(plan, "upload", "upload", settings, _result(plan, "upload", inputs=[made_by]), hub=True)
+
+
+def _result(plan: Plan, stage: Stage, **paths: list[str]) -> Result:
+    return Result(force=stage in plan.force_stages, **paths)
 
 
 def _training(plan: Plan) -> dict[str, Any]:
@@ -114,6 +126,7 @@ def _job(
     stage: Stage,
     template: str,
     settings: dict[str, Any],
+    result: Result | None,
     *,
     directory: str | None = None,
     hub: bool = False,
@@ -133,6 +146,7 @@ def _job(
         stage=stage,
         template=template,
         settings=settings,
+        result=result,
         resources=resources,
         directory=directory or plan.stage_dir(stage),
         secrets=_secrets(plan, cluster, hub=hub, wandb=wandb),

@@ -46,6 +46,7 @@ def request_for(
             "owner": owner,
             "files": files,
             "secrets": {},
+            "stage": None,
             "budget": None,
         }
 
@@ -146,7 +147,7 @@ def test_an_attempt_that_was_given_up_gets_no_job_any_more(helper: Any, request_
     Path(request["directory"]).mkdir(parents=True)
     Path(request["directory"]).chmod(0o777)
     assert helper("attempts", stage) == {"jobs": []}
-    assert helper("submit", request) == {"closed": True}
+    assert helper("submit", request) == {"how": "closed"}
     assert jobs(request["key"]) == []
 
 

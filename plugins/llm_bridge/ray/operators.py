@@ -19,6 +19,7 @@ from llm_bridge.ray.triggers import as_target
 from llm_bridge.slurm.attempts import STORE_KEY, clear_number
 from llm_bridge.slurm.cancel import cancel_and_wait
 from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.fingerprint import Result
 from llm_bridge.slurm.operators import SlurmSubmitOperator
 from llm_bridge.slurm.script import launchers
 from llm_bridge.transport import connect
@@ -59,6 +60,8 @@ class RayJob(Strict):
     program: SlurmWord | None = None
     settings: dict[str, Any] = {}
     directory: AbsolutePath | None = None
+    # What the stage leaves behind, as in SlurmJob.
+    result: Result | None = None
     # The dashboard shows it to everybody who reaches it: no secret belongs in here.
     runtime_env: dict[str, Any] = {}
 

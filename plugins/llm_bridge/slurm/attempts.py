@@ -24,6 +24,7 @@ class Attempt:
     ``clear_number`` and, for the cleared tasks alone, raises ``max_tries`` (``clear_task_instances``): only the two
     together say that this task was cleared, and not another one of its run.
 
+    :param fresh: no retry: the task's first attempt, or the first one after it was cleared.
     :param over: its job is known to have ended without success; the next try makes a new one.
     """
 
@@ -34,6 +35,7 @@ class Attempt:
     max_tries: int
     job_id: str | None = None
     over: bool = False
+    fresh: bool = False
 
     def save(self, context: Context) -> None:
         """Write it where the next try of this task finds it."""
@@ -65,6 +67,7 @@ def following(context: Context, stage_directory: str, last: Attempt | None) -> A
         directory=f"{stage_directory}/attempt-{number}",
         clear_number=clear_number(context),
         max_tries=ti.max_tries,
+        fresh=last is None or last.was_cleared(context) or (last.fresh and last.job_id is None),
     )
 
 

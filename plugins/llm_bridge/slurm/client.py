@@ -12,6 +12,7 @@ from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import include_dir
 from llm_bridge.slurm import script
+from llm_bridge.slurm.fingerprint import of_job
 from llm_bridge.slurm.info import SACCT_FIELDS, SQUEUE_FORMAT, JobInfo, from_outcome, from_sacct, from_squeue
 from llm_bridge.slurm.job import SlurmJob
 from llm_bridge.transport import Completed, Session, Transport, checked
@@ -42,15 +43,24 @@ class SlurmClient:
         self.transport = transport
 
     async def submit(
-        self, job: SlurmJob, directory: str, key: str, owner: dict[str, Any], secrets: dict[str, str]
-    ) -> tuple[str, bool] | None:
+        self,
+        job: SlurmJob,
+        directory: str,
+        key: str,
+        owner: dict[str, Any],
+        secrets: dict[str, str],
+        *,
+        fresh: bool = False,
+    ) -> dict[str, Any]:
         """Submit ``job`` once; the same ``directory`` and ``key`` always mean the same job.
 
         :param directory: the attempt's directory, absolute.
         :param owner: whose job it is, kept beside it (``owner.json``): dag_id, run_id, task_id, map_index.
         :param secrets: file name -> text; they travel on standard input into 0600 files.
-        :returns: the job id, and whether this call submitted it (False: it was there already); None where a later
-            try has closed this attempt.
+        :param fresh: no retry, see :meth:`Result.request`.
+        :returns: what ``include/login/submit.py`` answers: ``how`` is "submitted", "found" (it was there already),
+            "done" (the stage's result is there, nothing was submitted) or "closed" (a later try has given this attempt
+            up).
         :raises ConfigError: Slurm refuses the job (partition, account, size ...).
         :raises SlurmUnreachable: slurmctld does not answer.
         """
@@ -60,21 +70,33 @@ class SlurmClient:
             "owner": owner,
             "files": script.files(job, self.cluster, directory),
             "secrets": secrets,
+            "stage": job.result.request(of_job(job), fresh=fresh) if job.result else None,
             "budget": self._budget(),
         }
         answer = await self.ask("submit", request, timeout=HELPER_SECONDS)
-        if "closed" in answer:
-            return None
         if "error" in answer:
             raise _refusal(job, answer["error"])
-        return answer["job_id"], answer["how"] == "submitted"
+        return answer
 
-    async def place(self, directory: str, texts: dict[str, str]) -> None:
+    async def place(
+        self, directory: str, texts: dict[str, str], stage: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write files below ``directory`` on the cluster, 0600 and each in one step.
 
         :param texts: relative path -> content.
+        :param stage: the attempt in ``directory`` begins to make this stage's result (:meth:`Result.request`).
+        :returns: with ``stage``, ``{"goes_on", "aside"}`` of ``include/login/done.py``.
         """
-        await self.ask("submit", {"directory": directory, "key": None, "files": texts, "secrets": {}})
+        request = {"directory": directory, "key": None, "files": texts, "secrets": {}, "stage": stage}
+        return await self.ask("submit", request)
+
+    async def done(self, stage_directory: str, stage: dict[str, Any]) -> dict[str, Any] | None:
+        """A stage's result, if it is there and was made as this one would be: ``{"job_id", "directory", "started",
+        "outcome", "result"}`` of the attempt that made it.
+
+        :param stage: :meth:`Result.request`.
+        """
+        return (await self.ask("done", {"directory": stage_directory, "stage": stage}))["done"]
 
     async def read(self, path: str) -> str:
         """A file on the cluster.
@@ -260,9 +282,10 @@ async def _watching(client: SlurmClient) -> AsyncIterator[Session]:
 # The helpers that a helper imports, before itself.
 _MODULES = {
     "rpc": ("rpc",),
-    "submit": ("rpc", "submit"),
-    "attempts": ("rpc", "submit", "attempts"),
-    "ours": ("rpc", "submit", "ours"),
+    "done": ("files", "done"),
+    "submit": ("rpc", "files", "done", "submit"),
+    "attempts": ("rpc", "files", "done", "submit", "attempts"),
+    "ours": ("rpc", "files", "ours"),
     "watch": ("watch",),
     "check": ("check",),
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import field_validator, model_validator
 
 from llm_bridge.config.values import AbsolutePath, Count, Memory, SlurmWord, Strict, TimeLimit
+from llm_bridge.slurm.fingerprint import Result
 
 if TYPE_CHECKING:
     from llm_bridge.config.cluster import Cluster
@@ -78,6 +79,8 @@ class SlurmJob(Strict):
     directory: AbsolutePath
     # File name below the attempt's ``secrets/`` -> Airflow connection whose password goes into it.
     secrets: dict[SlurmWord, str] = {}
+    # What the stage leaves behind; without it the job runs as often as it is asked for.
+    result: Result | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> SlurmJob:

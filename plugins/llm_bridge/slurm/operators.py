@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowNotFoundException
@@ -20,7 +20,7 @@ from llm_bridge.slurm import attempts
 from llm_bridge.slurm.away import AWAY, WaitsForCluster
 from llm_bridge.slurm.cancel import cancel_and_wait, close_and_cancel, close_attempts
 from llm_bridge.slurm.client import SlurmClient
-from llm_bridge.slurm.info import JobInfo
+from llm_bridge.slurm.info import JobInfo, from_outcome
 from llm_bridge.slurm.job import Resources, SlurmJob
 from llm_bridge.slurm.on_kill import CancelsIfMarked
 from llm_bridge.slurm.states import Phase
@@ -31,6 +31,20 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 JobSource = SlurmJob | Callable[["Context"], SlurmJob]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What became of a submission.
+
+    :param attempt: the current attempt, with its job's id unless ``done``.
+    :param info: the job's state, if it was there before and Slurm was asked.
+    :param done: in place of a job, the stage's result that is there already (:meth:`SlurmClient.submit`).
+    """
+
+    attempt: attempts.Attempt
+    info: JobInfo | None = None
+    done: dict[str, Any] | None = None
 
 
 class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
@@ -99,9 +113,12 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         job = self.describe(context)
         self.answer_for_job(context["ti"], lambda: close_and_cancel(job.cluster, job.directory))
         try:
-            attempt, info = asyncio.run(self.submit(context, job))
+            found = asyncio.run(self.submit(context, job))
         except AWAY as error:
             self.wait_for(job.cluster, error, job.directory)
+        if found.done:
+            return self._take(context, job, found.done)
+        attempt, info = found.attempt, found.info
         assert attempt.job_id
         context["ti"].xcom_push(
             key="slurm_job", value={"job_id": attempt.job_id, "directory": attempt.directory}
@@ -121,6 +138,29 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
             return self.execute_complete(context, asyncio.run(trigger.outcome()))
         self.hand_job_over()
         self.defer(trigger=trigger, method_name="execute_complete")
+
+    def _take(self, context: Context, job: SlurmJob, done: dict[str, Any]) -> dict[str, Any]:
+        """The result that is there already, as if this task had made it."""
+        self.hand_job_over()
+        self.log.info(
+            "nothing to do: Slurm job %s has made this result, with the same settings and from the same inputs: %s. To "
+            "make it again: `touch %s/force` on the cluster and clear this task, or name the stage in force_stages",
+            done["job_id"], done["directory"], job.directory,
+        )  # fmt: skip
+        job_id, directory = done["job_id"], done["directory"]
+        context["ti"].xcom_push(key="slurm_job", value={"job_id": job_id, "directory": directory})
+        info = from_outcome(
+            job_id, (done["started"] or {}) | (done["outcome"] or {"exit_code": 0, "ended": 0})
+        )
+        return {
+            "job_id": job_id,
+            "cluster": job.cluster,
+            "directory": directory,
+            "state": info.state,
+            "queue_s": None,
+            "run_s": round(info.run_seconds, 1),
+            "result": done["result"],
+        }
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The job has ended, or it is ready."""
@@ -153,31 +193,37 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         }
         return check_model(SlurmJob, values, f"task {self.task_id!r}")
 
-    async def submit(self, context: Context, job: SlurmJob) -> tuple[attempts.Attempt, JobInfo | None]:
-        """Find this task's job or submit it; returns the attempt with its job id, and the job's state if known."""
+    async def submit(self, context: Context, job: SlurmJob) -> Submission:
+        """Find this task's job or submit it."""
         cluster = load_cluster(job.cluster)
         async with connect(cluster) as transport:
             client = SlurmClient(cluster, transport)
             attempt, info = await self._choose_attempt(context, job, client)
             if info is not None:
-                return attempt, info
+                return Submission(attempt, info)
             ti: Any = context["ti"]
             owner = {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
             secrets = {name: password_of(conn_id) for name, conn_id in job.secrets.items()}
             while True:
                 attempt.save(context)  # the intent, before anything can be lost
-                answer = await client.submit(job, attempt.directory, attempt.key, owner, secrets)
-                if answer:
+                answer = await client.submit(
+                    job, attempt.directory, attempt.key, owner, secrets, fresh=attempt.fresh
+                )
+                if answer["how"] == "done":
+                    return Submission(attempt, done=answer)
+                if answer["how"] != "closed":
                     break
                 # A teardown, or a try that came after this one, has given the attempt up.
                 attempt = attempts.following(context, job.directory, attempt)
-            attempt = replace(attempt, job_id=answer[0])
+            attempt = replace(attempt, job_id=answer["job_id"])
             attempt.save(context)
+            for path in answer.get("aside", ()):
+                self.log.info("begins anew: what an earlier attempt made is now %s", path)
             self.log.info(
                 "%s Slurm job %s (%s) on cluster %s; script, settings and log are in %s",
-                "submitted" if answer[1] else "found", answer[0], attempt.key, job.cluster, attempt.directory,
+                answer["how"], attempt.job_id, attempt.key, job.cluster, attempt.directory,
             )  # fmt: skip
-            return attempt, info
+            return Submission(attempt)
 
     async def _choose_attempt(
         self, context: Context, job: SlurmJob, client: SlurmClient

@@ -13,12 +13,24 @@ export ATTEMPT_DIR=/shared/work/d/r/s/attempt-1
 export JOBS_DIR="$ATTEMPT_DIR/jobs"
 cd "$ATTEMPT_DIR"
 
+# The file job_id says which job this attempt's is: whoever links it first (submit.py does it too). Slurm may have taken
+# the job twice when sbatch "timed out", or after the attempt was given up: such a job ends here.
+echo "$SLURM_JOB_ID" > "job_id.$SLURM_JOB_ID"
+ln "job_id.$SLURM_JOB_ID" job_id 2> /dev/null || [ -e job_id ] || mv "job_id.$SLURM_JOB_ID" job_id
+rm -f "job_id.$SLURM_JOB_ID"
+if [ -e closed ] || [ "$(cat job_id)" != "$SLURM_JOB_ID" ]; then
+    echo "[llm-bridge] Slurm job $SLURM_JOB_ID ends at once: this attempt's job is $(cat job_id), or was given up"
+    exit 0
+fi
+
 # The job tells its own end in a file, so that nobody has to ask slurmctld for it. A requeued job starts afresh.
 rm -f outcome.json
 write_outcome() {
     local code=$?
     # Killed by a signal means that Slurm may run this job again: then it needs its secrets once more.
     if [ "$code" -lt 128 ]; then rm -rf "$ATTEMPT_DIR/secrets"; fi
+    # The stage's result is there (include/login/done.py).
+    if [ "$code" -eq 0 ] && [ -e stage.json ]; then cp stage.json ../done.json.tmp; mv ../done.json.tmp ../done.json; fi
     printf '{"exit_code": %d, "ended": %s, "restarts": %d}\n' \
         "$code" "$(date +%s.%N)" "${SLURM_RESTART_COUNT:-0}" > outcome.json.tmp
     mv outcome.json.tmp outcome.json
