@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def slurm() -> Iterator[LocalCluster]:
     """Four nodes with eight pretend GPUs each, a login node with sshd, accounting."""
     cluster = LocalCluster("optest", ssh_port=22422)
-    cluster.down()
+    cluster.down(wipe=True)
     cluster.up()
     yield cluster
     cluster.down(wipe=True)
