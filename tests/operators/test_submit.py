@@ -79,8 +79,8 @@ def test_a_worker_that_dies_after_sbatch_does_not_lead_to_a_second_job(
     """The answer of sbatch never reached Airflow: the retry knows the attempt, but no id."""
     original = SlurmClient.submit
 
-    async def dies(self: Any, *arguments: Any) -> Any:
-        await original(self, *arguments)
+    async def dies(self: Any, *arguments: Any, **options: Any) -> Any:
+        await original(self, *arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
