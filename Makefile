@@ -6,7 +6,7 @@ PYTHON := $(HOME_DIR)/airflow-env/bin/python
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up status down clean test lint format
+.PHONY: help setup demo up status down clean test chaos lint format
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -35,6 +35,9 @@ lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 
+chaos: setup ## break everything around running jobs (CHAOS_FAULTS=200, CHAOS_SEED=n, CHAOS_SHORT=1)
+	@$(PYTHON) -m pytest tests/chaos
+
 format: setup ## let ruff put the sources in shape
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
@@ -42,7 +45,7 @@ format: setup ## let ruff put the sources in shape
 test: lint ## lint and all tests, on real local clusters; the end-to-end tests run beside the others
 	@mkdir -p build
 	@$(PYTHON) -m pytest tests/e2e >build/e2e-tests.log 2>&1 & e2e=$$!; \
-	$(PYTHON) -m pytest --ignore=tests/e2e; others=$$?; \
+	$(PYTHON) -m pytest --ignore=tests/e2e --ignore=tests/chaos; others=$$?; \
 	wait $$e2e; e2e=$$?; \
 	cat build/e2e-tests.log; \
 	exit $$((others ? others : e2e))

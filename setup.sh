@@ -15,6 +15,7 @@ PACKAGES=(
     openssh-server openssh-client           # its login node
     iproute2 util-linux mount procps        # its namespaces
     python3 python3-venv                    # the jobs' environment
+    postgresql                              # Airflow's database in tests/chaos
 )
 home=${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}
 logs=$home/logs

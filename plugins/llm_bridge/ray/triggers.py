@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from llm_bridge.config.load import load_cluster
 from llm_bridge.ray.client import ENDED, RayClient, RayRefused, RayTarget, RayUnreachable, ray_client
+from llm_bridge.slurm.cancel import to_the_end
 from llm_bridge.slurm.output import LAST_LINES
 from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 from llm_bridge.slurm.watcher import watcher_for
@@ -171,6 +172,9 @@ class RayJobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """As :meth:`SlurmJobTrigger.on_kill`: stop the job only if the task really was marked."""
+        await to_the_end(self._killed())
+
+    async def _killed(self) -> None:
         state = await task_state(self)
         if state in TERMINAL:
             self.log.info("the task was marked %s: stopping Ray job %s", state, self.submission_id)

@@ -19,7 +19,7 @@ from tenacity import (
 )
 
 from llm_bridge.config.load import load_cluster
-from llm_bridge.slurm.cancel import go_on_closing
+from llm_bridge.slurm.cancel import go_on_closing, to_the_end
 from llm_bridge.slurm.client import SlurmClient, SlurmUnreachable
 from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 from llm_bridge.transport import LoginNodeUnreachable, connect
@@ -79,6 +79,9 @@ class ClusterReachableTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """As ``SlurmJobTrigger.on_kill``; the job, if there is one, is found when the cluster answers again."""
+        await to_the_end(self._killed())
+
+    async def _killed(self) -> None:
         state = await task_state(self)
         if self.directory and state in TERMINAL:
             self.log.info("the task was marked %s: a job of it is cancelled when the cluster answers", state)

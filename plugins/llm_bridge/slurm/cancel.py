@@ -61,6 +61,15 @@ def go_on_closing(cluster_name: str, stage_directory: str) -> asyncio.Task[None]
     return _go_on(_until_closed(cluster_name, stage_directory))
 
 
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await ``work``; it goes on to its end also when the caller is cancelled.
+
+    Airflow 3.3.2 calls a trigger's ``on_kill`` and cancels it again with every sync, about a second later, until it has
+    ended (``TriggerRunner.cancel_triggers``): whatever it still awaits then is lost, ``on_kill_timeout`` or not.
+    """
+    await asyncio.shield(_go_on(work))
+
+
 def _go_on(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work)
     _going_on.add(task)

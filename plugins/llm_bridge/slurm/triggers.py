@@ -12,7 +12,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from llm_bridge.config.load import load_cluster
-from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling
+from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling, to_the_end
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.watcher import Update, watcher_for
 
@@ -140,8 +140,10 @@ class SlurmJobTrigger(BaseTrigger):
         Airflow 3.3.2 also calls this when the trigger moves to another triggerer (airflow#73454), and late
         after a clear, when the next try may have adopted the job. So ask what became of the task first.
         """
-        if not self.cancel_on_kill:
-            return
+        if self.cancel_on_kill:
+            await to_the_end(self._killed())
+
+    async def _killed(self) -> None:
         state = await task_state(self)
         if state not in TERMINAL:
             self.log.info("the task is %s: Slurm job %s is left alone", state, self.job_id)

@@ -1,0 +1,76 @@
+"""Kill a task's process at a chosen line of llm-bridge. Python imports this by itself at start (PYTHONPATH).
+
+$CHAOS_PLANS/RUN.json says what to do in that run's task: {"step": n, "after": seconds, "supervisor": bool}. Steps are
+the lines that run from the first of SlurmSubmitOperator's coroutine on, counted as they come: at step n the process
+dies, at once or a moment later, and its supervisor with it if so wished. The plan is used up by that (RUN.died). A plan
+without a step has the steps written to RUN.steps.
+"""
+
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+PLANS = Path(os.environ.get("CHAOS_PLANS") or "/nonexistent")
+# What runs between intent and id.
+FILES = ("/llm_bridge/slurm/", "/llm_bridge/transport.py")
+FIRST = "/llm_bridge/slurm/operators.py"
+
+
+def die(supervisor):
+    """As if the machine were gone."""
+    if supervisor:
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Tracer:
+    """Counts the lines of one process."""
+
+    def __init__(self):
+        self.plan = None
+        self.run = ""
+        self.count = 0
+
+    def call(self, frame, event, argument):
+        """Python calls it for every function that begins, and when a coroutine goes on."""
+        code = frame.f_code
+        if not any(part in code.co_filename for part in FILES):
+            return None
+        if self.plan is None and code.co_filename.endswith(FIRST) and code.co_flags & inspect.CO_COROUTINE:
+            self.run = frame.f_locals["context"]["ti"].run_id
+            try:
+                self.plan = json.loads((PLANS / f"{self.run}.json").read_text())
+            except FileNotFoundError:
+                sys.settrace(None)
+        return self.line if self.plan is not None else None
+
+    def line(self, frame, event, argument):
+        """And this for every line."""
+        if event != "line":
+            return self.line
+        self.count += 1
+        here = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}\n"
+        if "step" not in self.plan:
+            with (PLANS / f"{self.run}.steps").open("a") as file:
+                file.write(here)
+        elif self.plan["step"] == self.count:
+            (PLANS / f"{self.run}.json").unlink()
+            (PLANS / f"{self.run}.died").write_text(here)
+            if self.plan["after"]:
+                threading.Timer(self.plan["after"], die, [self.plan["supervisor"]]).start()
+            else:
+                die(self.plan["supervisor"])
+        return self.line
+
+
+def in_child():
+    """A task's process is a fork of its supervisor; nobody else is traced."""
+    if PLANS.is_dir() and any(PLANS.glob("*.json")):
+        sys.settrace(Tracer().call)
+
+
+os.register_at_fork(after_in_child=in_child)

@@ -1,0 +1,177 @@
+"""What truly happened: from the jobs' own ledger, from accounting, and from Airflow's log files.
+
+None of it goes through llm-bridge. The ledger is a file to which every job adds a line as its user code begins and ends
+(dags/job.sh).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from local_cluster import LocalCluster
+
+
+@dataclass
+class Job:
+    """One Slurm job that ran user code."""
+
+    job_id: str
+    key: str
+    # restart count -> what its lives said: (word, time)
+    lives: dict[int, list[tuple[str, float]]] = field(default_factory=lambda: defaultdict(list))
+    state: str = ""
+    started: str = ""
+    ended: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether its work was finished."""
+        return any(word == "done" for life in self.lives.values() for word, _ in life)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a task's log."""
+
+    attempt: int  # Airflow's try
+    text: str
+    time: str
+    part: str  # "attempt-1/output.log" if it is a line of a job's output
+    end: int
+
+
+@dataclass
+class Attempt:
+    """One submission, as its directory on the cluster tells."""
+
+    folder: Path
+    owner: dict[str, str]
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name.rpartition("-")[2])
+
+    @property
+    def job_id(self) -> str:
+        file = self.folder / "job_id"
+        return file.read_text().strip() if file.exists() else ""
+
+    @cached_property
+    def output(self) -> dict[int, str]:
+        """Lines that are not blank, by the place where they end."""
+        file, place, found = self.folder / "output.log", 0, {}
+        for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+            place += len(line)
+            if line.strip():
+                found[place] = line.decode().rstrip("\n")
+        return found
+
+
+class Ledger:
+    """:param logs: Airflow's log folder."""
+
+    def __init__(self, cluster: LocalCluster, logs: Path) -> None:
+        self.cluster = cluster
+        self.logs = logs
+
+    @property
+    def file(self) -> Path:
+        """The jobs' ledger, on the shared file system."""
+        return self.cluster.workspace / "ledger"
+
+    def make(self) -> None:
+        """An empty one that every job may write."""
+        self.file.touch()
+        self.file.chmod(0o666)
+
+    def jobs(self) -> dict[str, Job]:
+        """All jobs that ran user code, by id."""
+        found: dict[str, Job] = {}
+        for line in self.file.read_text().splitlines():
+            word, key, job_id, life, at = line.split()
+            job = found.setdefault(job_id, Job(job_id, key))
+            job.lives[int(life)].append((word, float(at.replace(",", "."))))
+        return found
+
+    def accounted(self) -> dict[str, Job]:
+        """The same, with state and times of accounting; also jobs that never came to run user code."""
+        found = self.jobs()
+        argv = ["sacct", "-X", "-n", "-P", "-a", "-S", "now-1day", "-o", "JobIDRaw,JobName,State,Start,End"]
+        for line in self.cluster.run("ctl", argv).stdout.splitlines():
+            job_id, key, state, started, ended = line.split("|")
+            job = found.setdefault(job_id, Job(job_id, key))
+            job.state, job.started, job.ended = state.split()[0], started, ended
+        return found
+
+    def attempts(self, run: str = "*") -> list[Attempt]:
+        """Submissions of a run's task ``job``, or of all, in order."""
+        found = []
+        for file in self.cluster.workspace.glob(f"*/{run}/job/attempt-*/owner.json"):
+            found.append(Attempt(file.parent, json.loads(file.read_text())))
+        return sorted(found, key=lambda attempt: (str(attempt.folder.parent), attempt.number))
+
+    def began(self, run: str, number: int = 1) -> list[str]:
+        """Ids of the jobs of one attempt that ran user code."""
+        keys = {a.owner["key"] for a in self.attempts(run) if a.number == number}
+        return [job.job_id for job in self.jobs().values() if job.key in keys]
+
+    def rows(self, run: str, dag: str = "*", task: str = "job") -> list[Row]:
+        """All lines of a task's logs, in order of time."""
+        found = []
+        for file in self.logs.glob(f"dag_id={dag}/run_id={run}/task_id={task}/attempt=*.log*"):
+            number = int(re.findall(r"attempt=(\d+)", file.name)[0])
+            found += list(_rows(file, number))
+        return sorted(found, key=lambda row: (row.attempt, row.time, row.end))
+
+    def log_faults(
+        self, run: str, attempt: Attempt, tasks: tuple[str, ...] = ("job",), *, whole: bool = True
+    ) -> list[str]:
+        """Lines of an attempt's output that Airflow's logs lack, have twice or have otherwise, each a sentence.
+
+        Each try of the task tells the output from its beginning.
+
+        :param tasks: those that show it.
+        :param whole: the last try saw the job's end, so it must have every line.
+        """
+        faults = []
+        for task in tasks:
+            tries: dict[int, list[Row]] = defaultdict(list)
+            for row in self.rows(run, task=task):
+                if row.part == f"{attempt.folder.name}/output.log":
+                    tries[row.attempt].append(row)
+            if whole and not tries:
+                faults.append(f"{run}: {task} shows nothing of {attempt.folder.name}")
+            for number, rows in tries.items():
+                ends = [row.end for row in rows]
+                last = max(attempt.output, default=0) if whole and number == max(tries) else max(ends)
+                where = f"{run}: {task}, try {number}, {attempt.folder.name}"
+                faults += [
+                    f"{where}: twice: {attempt.output.get(e)}" for e in sorted(set(ends)) if ends.count(e) > 1
+                ]
+                lacking = [line for end, line in attempt.output.items() if end <= last and end not in ends]
+                faults += [f"{where}: lost: {line}" for line in lacking]
+                faults += [
+                    f"{where}: {row.text!r} is not {attempt.output.get(row.end)!r}"
+                    for row in rows
+                    if attempt.output.get(row.end) != row.text
+                ]
+        return faults
+
+
+def _rows(file: Path, number: int) -> Iterator[Row]:
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut off as its writer was killed
+            continue
+        part, _, end = str(row.get("loc", "")).rpartition(":")
+        place = int(end) if end.isdigit() and part.endswith("output.log") else 0
+        yield Row(
+            number, str(row.get("event", "")), str(row.get("timestamp", "")), part if place else "", place
+        )

@@ -1,0 +1,61 @@
+"""A worker that dies anywhere between "about to submit" and "id written down" never yields two jobs, nor a lost one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.chaos.conftest import SHORT
+from tests.chaos.stack import Stack
+
+
+def plan(stack: Stack, run: str, **what: object) -> None:
+    (stack.plans / f"{run}.json").write_text(json.dumps(what))
+
+
+@pytest.fixture(scope="module")
+def steps(stack: Stack) -> list[str]:
+    """The lines that run between intent and id."""
+    plan(stack, "steps")
+    stack.run("job", "steps", lines=1)
+    stack.finished("job", "steps")
+    (stack.plans / "steps.json").unlink()
+    found = (stack.plans / "steps.steps").read_text().splitlines()
+    assert len(found) > 60
+    return found
+
+
+def points(steps: list[str]) -> dict[str, dict[str, object]]:
+    """Run id -> plan. In the long form every line once, at its first passing; in the short one a few of them."""
+    first = [n for n, step in enumerate(steps, 1) if step not in steps[: n - 1]]
+    chosen = first[:: len(first) // 4] if SHORT else first
+    plans = {f"line-{n}": {"step": n, "after": 0, "supervisor": n % 4 == 0 and not SHORT} for n in chosen}
+    # The helper on the login node takes its time: die while it looks, while sbatch runs, and as it answers.
+    asks = next(
+        n for n, step in enumerate(steps, 1) if step.startswith("client.py") and step.endswith(" ask")
+    )
+    for after in (0.1, 0.25) if SHORT else (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6):
+        plans[f"after-{after}"] = {"step": asks, "after": after, "supervisor": False}
+    return plans
+
+
+def test_a_worker_killed_at_any_line_between_intent_and_id_yields_one_job(
+    stack: Stack, steps: list[str]
+) -> None:
+    plans = points(steps)
+    for run, what in plans.items():
+        plan(stack, run, **what)
+    waiting = list(plans)
+    while waiting:  # a few at a time: two cores
+        now, waiting = waiting[:6], waiting[6:]
+        for run in now:
+            stack.run("job", run, lines=3)
+        assert stack.finished("job", *now) == dict.fromkeys(now, "success")
+    jobs = stack.ledger.jobs().values()
+    for run in plans:
+        assert (stack.plans / f"{run}.died").exists(), f"nobody was killed in {run}"
+        (attempt,) = stack.ledger.attempts(run)
+        (job,) = [job for job in jobs if job.key == attempt.owner["key"]]
+        assert (job.job_id, job.done) == (attempt.job_id, True), run
+        assert stack.ledger.log_faults(run, attempt) == []
