@@ -35,6 +35,7 @@ def sft(plan: Plan) -> SlurmJob:
         "model_path": plan.base_model_path,
         "checkpoint_dir": checkpoints,
         "verl": plan.recipe.sft.verl,
+        "preflight": _preflight(plan, "sft"),
         **_training(plan),
     }
     return _job(plan, "sft", "sft", settings, _result(plan, "sft", outputs=[checkpoints]), wandb=True)
@@ -63,6 +64,7 @@ def ray_cluster(plan: Plan) -> SlurmJob:
         "temp_dir": cluster.ray.temp_dir,
         "ready_minutes": cluster.ray.ready_minutes,
         "idle_minutes": cluster.ray.idle_minutes,
+        "preflight": _preflight(plan, "ppo"),
     }
     return _job(plan, "ppo", "ray_cluster", settings, None, wandb=True)
 
@@ -119,6 +121,15 @@ def _training(plan: Plan) -> dict[str, Any]:
         "experiment_name": plan.run_name,
         "wandb_entity": plan.recipe.wandb.entity,
     }
+
+
+def _preflight(plan: Plan, stage: Stage) -> dict[str, Any] | None:
+    """What ``include/jobs/preflight.py`` is told; None leaves it out."""
+    cluster = load_cluster(plan.cluster)
+    if cluster.preflight is None:
+        return None
+    asked = {"gpus_per_node": plan.gpus_per_node(stage, cluster), "device": cluster.device}
+    return cluster.preflight.model_dump() | asked | {"temp_dir": cluster.ray.temp_dir}
 
 
 def _job(

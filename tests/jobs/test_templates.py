@@ -40,6 +40,7 @@ def script(template: str, environment: str = "modules and conda") -> str:
         template=template,
         stage=template,
         directory="/shared/work/d/r/s",
+        settings={"preflight": {"min_free_gib": 10}} if template == "sft" else {},
         resources=Resources(nodes=2, gpus_per_node=8, time_limit="2:00:00"),
     )
     return render(job, Cluster(**SITE, environment=ENVIRONMENTS[environment]), "/shared/work/d/r/s/attempt-1")

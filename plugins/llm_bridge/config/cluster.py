@@ -65,6 +65,14 @@ class RaySettings(Strict):
     )
 
 
+class Preflight(Strict):
+    """What a node must have before SFT or Ray starts on it; ``null`` in the cluster file leaves the look out."""
+
+    min_free_gib: float = Field(default=10, ge=0, description="on the workspace and on the node's disk")
+    max_clock_skew_seconds: float = Field(default=5, gt=0, description="between node and file server")
+    all_reduce_seconds: float = Field(default=120, ge=0, description="limit of the test; 0 leaves it out")
+
+
 class HubSettings(Strict):
     """How jobs on this cluster reach the Hub."""
 
@@ -103,6 +111,7 @@ class Cluster(Strict):
     network_interface: SlurmWord | None = None
     stages: dict[Literal["prepare", "sft", "merge", "ppo", "upload"], StageDefaults] = {}
     ray: RaySettings = RaySettings()
+    preflight: Preflight | None = Preflight()
     hub: HubSettings = HubSettings()
     wandb_conn_id: Text | None = None
     poll_seconds: float = Field(default=20, ge=0.5, le=600, description="between two squeue for all jobs")

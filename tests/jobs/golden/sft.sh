@@ -62,9 +62,11 @@ export NVTE_FUSED_ATTN=0
 if [ -s secrets/wandb ]; then WANDB_API_KEY=$(cat secrets/wandb); export WANDB_API_KEY; fi
 if [ -s secrets/hub ]; then HF_TOKEN=$(cat secrets/hub); export HF_TOKEN; fi
 
-# The nodes meet at the first of them. Inside a container there may be no scontrol, so the name is found here.
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export RENDEZVOUS_HOST=${hosts[0]}
+export RENDEZVOUS_HOST=${hosts[0]} LLM_BRIDGE_NODES="${hosts[*]}"
+export LLM_BRIDGE_NETWORK_INTERFACE=enp25s0np0
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 "${SRUN_OPTIONS[@]}" \
+    "${IN_ENVIRONMENT[@]}" python "$JOBS_DIR/preflight.py" "$ATTEMPT_DIR/settings.json"
 
 # One node that fails ends the others: they would wait for it until NCCL's timeout.
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" \

@@ -1,0 +1,56 @@
+"""Preflight on real nodes: a Ray cluster does not start where it would fail an hour later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ray_job import RayJob
+
+from local_cluster import LocalCluster
+
+WANTED = {
+    "gpus_per_node": 8,
+    "device": "cpu",
+    "temp_dir": "/mnt",
+    "min_free_gib": 0.1,
+    "max_clock_skew_seconds": 5,
+    "all_reduce_seconds": 60,
+}
+
+
+@pytest.fixture
+def submit(slurm: LocalCluster, request: pytest.FixtureRequest) -> Iterator[Callable[..., RayJob]]:
+    """Submit a Ray cluster with preflight."""
+    jobs: list[RayJob] = []
+
+    def start(nodes: list[str], **wanted: Any) -> RayJob:
+        settings = {"preflight": WANTED | wanted}
+        jobs.append(RayJob(slurm, f"{request.node.name[:60]}-{len(jobs)}", nodes, **settings).submit())
+        return jobs[-1]
+
+    slurm.wait_for_nodes(timeout=120)
+    yield start
+    for job in jobs:
+        job.cancel()
+
+
+def test_nodes_in_order_are_said_to_be_and_the_cluster_comes_up(submit: Any) -> None:
+    job = submit(["n1", "n2"])
+    job.wait_ready()
+    assert "gloo all-reduce over 2 nodes" in job.log and "2 node(s) in order" in job.log
+    assert job.log.index("in order") < job.log.index("head on n1")
+
+
+def test_a_node_with_a_full_disk_is_named_before_anything_starts(submit: Any, slurm: LocalCluster) -> None:
+    small = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/mnt"]
+    assert slurm.run("n2", small).returncode == 0
+    try:
+        job = submit(["n1", "n2"])
+        job.wait_over(60)
+    finally:
+        slurm.run("n2", ["umount", "/mnt"])
+    reason = job.json("reason.json")
+    assert reason["nodes"] == ["n2"] and "n2: /mnt has 0.0 GiB left" in reason["reason"]
+    assert job.json("outcome.json")["exit_code"] == 1 and "[ray]" not in job.log
