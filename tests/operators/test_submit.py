@@ -259,3 +259,27 @@ def wait_until_running(slurm: Any, job_id: str) -> None:
     while slurm.run("login", ask, user="svc").stdout.strip() != "RUNNING":
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+BLAME = """echo '{"reason": "preflight: n1: its disk is full", "nodes": ["n1"]}' > "$ATTEMPT_DIR/reason.json"; exit 1"""
+
+
+def test_a_retry_leaves_the_node_out_that_the_job_blamed_and_a_clear_uses_it_again(
+    task: Any, logged: Any
+) -> None:
+    where = "echo ran on $SLURM_JOB_NODELIST"
+    with pytest.raises(SlurmJobFailed, match="n1: its disk is full"):
+        task.run(submit(f"{where}; {BLAME}"))
+    task.run(submit(where))
+    assert [line for line in logged() if line.startswith("ran on")] == ["ran on n1", "ran on n2"]
+    task.clear()
+    task.run(submit(where))
+    assert "ran on n1" in logged()
+
+
+def test_a_node_is_not_left_out_where_the_job_needs_all_of_them(task: Any, logged: Any) -> None:
+    every = {"nodes": 4}
+    with pytest.raises(SlurmJobFailed):
+        task.run(submit(BLAME, sbatch=every))
+    assert task.run(submit("true", sbatch=every))["state"] == "COMPLETED"
+    assert any("cannot run without it" in line for line in logged())

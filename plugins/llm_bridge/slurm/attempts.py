@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ class Attempt:
     ``clear_number`` and, for the cleared tasks alone, raises ``max_tries`` (``clear_task_instances``): only the two
     together say that this task was cleared, and not another one of its run.
 
+    :param exclude: nodes that failed under an earlier attempt.
     :param fresh: no retry: the task's first attempt, or the first one after it was cleared.
     :param over: its job is known to have ended without success; the next try makes a new one.
     """
@@ -36,6 +37,7 @@ class Attempt:
     job_id: str | None = None
     over: bool = False
     fresh: bool = False
+    exclude: tuple[str, ...] = ()
 
     def save(self, context: Context) -> None:
         """Write it where the next try of this task finds it."""
@@ -49,7 +51,9 @@ class Attempt:
 def stored(context: Context) -> Attempt | None:
     """What an earlier try of this task wrote down, if anything."""
     values: Any = context["task_state_store"].get(STORE_KEY)
-    return Attempt(**values) if isinstance(values, Mapping) else None
+    if not isinstance(values, Mapping):
+        return None
+    return Attempt(**{**values, "exclude": tuple(values.get("exclude", ()))})
 
 
 def clear_number(context: Context) -> int:
@@ -61,24 +65,30 @@ def following(context: Context, stage_directory: str, last: Attempt | None) -> A
     """The attempt after ``last``."""
     ti: Any = context["ti"]
     number = last.number + 1 if last else 1
+    cleared = last is not None and last.was_cleared(context)
     return Attempt(
         number=number,
         key=job_key(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, number),
         directory=f"{stage_directory}/attempt-{number}",
         clear_number=clear_number(context),
         max_tries=ti.max_tries,
-        fresh=last is None or last.was_cleared(context) or (last.fresh and last.job_id is None),
+        fresh=last is None or cleared or (last.fresh and last.job_id is None),
+        # Who clears a task may have mended the node.
+        exclude=last.exclude if last and not cleared else (),
     )
 
 
-def end(context: Context, job_id: str) -> None:
+def end(context: Context, job_id: str, bad_nodes: Iterable[str] = ()) -> None:
     """Write down that this task's job has ended without success: the next try does not take it up again.
 
     Slurm forgets a job after MinJobAge, so the next try could not know.
+
+    :param bad_nodes: nodes that the job itself blames (reason.json): the next attempts leave them out.
     """
     last = stored(context)
     if last and last.job_id == job_id:
-        replace(last, over=True).save(context)
+        exclude = tuple(dict.fromkeys([*last.exclude, *bad_nodes]))
+        replace(last, over=True, exclude=exclude).save(context)
 
 
 def goes_on(last: Attempt, info: JobInfo | None, *, service: bool) -> bool:

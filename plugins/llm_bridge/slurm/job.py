@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator, model_validator
@@ -93,6 +94,12 @@ class SlurmJob(Strict):
                 "script must begin with an interpreter line such as #!/bin/bash (sbatch insists)"
             )
         return self
+
+    def without(self, nodes: Iterable[str], cluster: Cluster) -> SlurmJob:
+        """The same job on other nodes than these, and than those that it or the cluster file excludes anyway."""
+        excluded = [self.resources.exclude or cluster.exclude, *nodes]
+        resources = self.resources.model_copy(update={"exclude": ",".join(filter(None, excluded))})
+        return self.model_copy(update={"resources": resources})
 
     def directives(self, cluster: Cluster) -> list[tuple[str, str | None]]:
         """The ``#SBATCH`` options as (name, value); a value of None is a flag.

@@ -166,8 +166,9 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         """The job has ended, or it is ready."""
         info = JobInfo(**event["info"]) if event["info"] else None
         if not event["ready"] and not (info and info.meaning.good and self.ready_file is None):
-            attempts.end(context, event["job_id"])
-            said_final = (event["reason"] or {}).get("retry") is False
+            reason = event["reason"] or {}
+            attempts.end(context, event["job_id"], reason.get("nodes") or ())
+            said_final = reason.get("retry") is False
             hopeless = said_final or (info is not None and info.exit_code in self.final_exit_codes)
             raise SlurmJobCannotSucceed(event) if hopeless else SlurmJobFailed(event)
         return {
@@ -204,6 +205,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
             ti: Any = context["ti"]
             owner = {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
             secrets = {name: password_of(conn_id) for name, conn_id in job.secrets.items()}
+            job = await self._elsewhere(client, job, attempt.exclude)
             while True:
                 attempt.save(context)  # the intent, before anything can be lost
                 answer = await client.submit(
@@ -224,6 +226,19 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
                 answer["how"], attempt.job_id, attempt.key, job.cluster, attempt.directory,
             )  # fmt: skip
             return Submission(attempt)
+
+    async def _elsewhere(self, client: SlurmClient, job: SlurmJob, nodes: tuple[str, ...]) -> SlurmJob:
+        """The job without the nodes that failed under it before, if Slurm can run it so."""
+        if not nodes:
+            return job
+        elsewhere, names = job.without(nodes, client.cluster), ", ".join(nodes)
+        try:
+            await client.test_only(elsewhere)
+        except ConfigError as error:
+            self.log.warning("%s failed before, but the job cannot run without it: %s", names, error)
+            return job
+        self.log.info("leaves out %s, which failed before; clear the task to use it again", names)
+        return elsewhere
 
     async def _choose_attempt(
         self, context: Context, job: SlurmJob, client: SlurmClient
