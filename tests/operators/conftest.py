@@ -69,6 +69,7 @@ class Store:
 
     def set(self, key: str, value: Any) -> None:
         self.values[key] = json.loads(json.dumps(value))
+        assert self.values[key] == value, "the real store takes JSON values only"
 
 
 class Task:

@@ -41,7 +41,8 @@ class Attempt:
 
     def save(self, context: Context) -> None:
         """Write it where the next try of this task finds it."""
-        context["task_state_store"].set(STORE_KEY, asdict(self))
+        # Airflow's store takes JSON values only: a tuple is none.
+        context["task_state_store"].set(STORE_KEY, asdict(self) | {"exclude": list(self.exclude)})
 
     def was_cleared(self, context: Context) -> bool:
         """Whether the user has cleared this task since."""
