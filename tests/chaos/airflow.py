@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from demo.airflow import LocalAirflow
@@ -35,7 +35,17 @@ class FragileAirflow(LocalAirflow):
         self.parts[part].wait()
         for pid, title in self._titles():
             if "<idle>" in title and _parent(pid) == 1:
-                _kill(pid)
+                kill(pid)
+
+    def freeze(self, part: str) -> Callable[[], None]:
+        """Stop a component and its children; returns what lets them go on."""
+        pids = [
+            self.parts[part].pid,
+            *(pid for pid in self.processes() if _parent(pid) == self.parts[part].pid),
+        ]
+        for pid in pids:
+            kill(pid, signal.SIGSTOP)
+        return lambda: [kill(pid, signal.SIGCONT) for pid in pids] and None
 
     def revive(self, part: str, kind: str | None = None) -> None:
         """Start a component again, or one more of a ``kind``."""
@@ -47,7 +57,7 @@ class FragileAirflow(LocalAirflow):
         """The machine's power is gone: SIGKILL for everything, tasks included."""
         while pids := self.processes():
             for pid in pids:
-                _kill(pid)
+                kill(pid)
             for child in self._children:
                 child.poll()
             time.sleep(0.05)
@@ -76,6 +86,6 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)

@@ -129,38 +129,32 @@ class Ledger:
             found += list(_rows(file, number))
         return sorted(found, key=lambda row: (row.attempt, row.time, row.end))
 
-    def log_faults(
-        self, run: str, attempt: Attempt, tasks: tuple[str, ...] = ("job",), *, whole: bool = True
-    ) -> list[str]:
-        """Lines of an attempt's output that Airflow's logs lack, have twice or have otherwise, each a sentence.
+    def trigger_logs(self, run: str) -> list[Path]:
+        """One file for each triggerer process that has watched a run's task ``job``."""
+        return list(self.logs.glob(f"dag_id=*/run_id={run}/task_id=job/attempt=*.trigger.*.log"))
+
+    def log_faults(self, run: str, attempt: Attempt, task: str = "job", *, whole: bool = True) -> list[str]:
+        """Lines of an attempt's output that a task's logs lack, have twice or have otherwise, each a sentence.
 
         Each try of the task tells the output from its beginning.
 
-        :param tasks: those that show it.
         :param whole: the last try saw the job's end, so it must have every line.
         """
-        faults = []
-        for task in tasks:
-            tries: dict[int, list[Row]] = defaultdict(list)
-            for row in self.rows(run, task=task):
-                if row.part == f"{attempt.folder.name}/output.log":
-                    tries[row.attempt].append(row)
-            if whole and not tries:
-                faults.append(f"{run}: {task} shows nothing of {attempt.folder.name}")
-            for number, rows in tries.items():
-                ends = [row.end for row in rows]
-                last = max(attempt.output, default=0) if whole and number == max(tries) else max(ends)
-                where = f"{run}: {task}, try {number}, {attempt.folder.name}"
-                faults += [
-                    f"{where}: twice: {attempt.output.get(e)}" for e in sorted(set(ends)) if ends.count(e) > 1
-                ]
-                lacking = [line for end, line in attempt.output.items() if end <= last and end not in ends]
-                faults += [f"{where}: lost: {line}" for line in lacking]
-                faults += [
-                    f"{where}: {row.text!r} is not {attempt.output.get(row.end)!r}"
-                    for row in rows
-                    if attempt.output.get(row.end) != row.text
-                ]
+        tries: dict[int, list[Row]] = defaultdict(list)
+        for row in self.rows(run, task=task):
+            if row.part == f"{attempt.folder.name}/output.log":
+                tries[row.attempt].append(row)
+        faults = [] if tries or not whole else [f"{run}: {task}: lost: all of {attempt.folder.name}"]
+        for number, rows in tries.items():
+            ends = [row.end for row in rows]
+            last = max(attempt.output, default=0) if whole and number == max(tries) else max(ends)
+            where = f"{run}: {task}, try {number}, {attempt.folder.name}"
+            twice = sorted({end for end in ends if ends.count(end) > 1})
+            lacking = [line for end, line in attempt.output.items() if end <= last and end not in ends]
+            wrong = [row for row in rows if attempt.output.get(row.end) != row.text]
+            faults += [f"{where}: twice: {attempt.output.get(end)}" for end in twice]
+            faults += [f"{where}: lost: {line}" for line in lacking]
+            faults += [f"{where}: {row.text!r} is not {attempt.output.get(row.end)!r}" for row in wrong]
         return faults
 
 

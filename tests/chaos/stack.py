@@ -166,25 +166,55 @@ class Stack:
         job_id = self.until(lambda: next(iter(self.ledger.began(run, number)), None), 90)
         return str(job_id)
 
-    def deferred(self, dag: str, run: str) -> None:
-        """Wait until a run's task waits in the triggerer."""
-        self.until(lambda: self.task(dag, run).get("state") == "deferred", 90)
+    def deferred(self, dag: str, *runs: str) -> None:
+        """Wait until the tasks of runs wait in the triggerer."""
+        for run in runs:
+            self.until(lambda run=run: self.task(dag, run).get("state") == "deferred", 120)
 
     def shown(self, run: str, text: str, seconds: float = 60, **which: Any) -> None:
         """Wait until a run's task log holds a text."""
         self.until(lambda: any(text in row.text for row in self.ledger.rows(run, **which)), seconds)
 
+    def check(self, dag: str, *runs: str, attempts: int = 1, tries: int = 1) -> None:
+        """Runs have ended well, after so many submissions and tries, with every line of output in their logs once."""
+        assert self.finished(dag, *runs) == dict.fromkeys(runs, "success")
+        for run in runs:
+            found = self.ledger.attempts(run)
+            assert (len(found), self.task(dag, run)["try_number"]) == (attempts, tries), run
+            jobs = self.ledger.jobs()
+            assert [job.job_id for job in jobs.values() if job.key == found[-1].owner["key"]] == [
+                found[-1].job_id
+            ]
+            assert jobs[found[-1].job_id].done
+            for attempt in found:
+                faults = self.ledger.log_faults(run, attempt)
+                assert not faults, faults[:5]
+
     def gone(self, job_id: str) -> bool:
         """Whether no process of the job and no entry in the queue is left."""
         return job_id not in self.slurm("squeue", "-h", "-o", "%i").split()
+
+    def resume_nodes(self) -> None:
+        """What an administrator does: Slurm drains nodes when slurmctld comes back with less than it knew."""
+        self.slurm("scontrol", "update", "nodename=ALL", "state=resume", user="root")
+
+    def end_sessions(self) -> None:
+        """SIGKILL for every SSH session; sshd itself takes new ones."""
+        pids = self.cluster.run("login", ["pgrep", "-f", "^sshd: svc"]).stdout.split()
+        if pids:
+            self.cluster.run("login", ["kill", "-KILL", *pids])
 
     @contextlib.contextmanager
     def without(self, *daemons: str) -> Iterator[None]:
         """The body runs while these are dead."""
         for daemon in daemons:
             self.cluster.kill(daemon)
+            if daemon == "sshd":
+                self.end_sessions()
         try:
             yield
         finally:
-            for daemon in daemons:
+            # slurmctld will not start for the first time without slurmdbd.
+            for daemon in sorted(daemons, key="slurmctld".__eq__):
                 self.cluster.start(daemon)
+            self.resume_nodes()

@@ -283,3 +283,22 @@ def test_a_node_is_not_left_out_where_the_job_needs_all_of_them(task: Any, logge
         task.run(submit(BLAME, sbatch=every))
     assert task.run(submit("true", sbatch=every))["state"] == "COMPLETED"
     assert any("cannot run without it" in line for line in logged())
+
+
+def test_a_job_whose_id_slurmctld_gave_to_another_after_a_crash_counts_as_lost(task: Any, slurm: Any) -> None:
+    trigger = task.start(submit("sleep 60"))
+    other = trigger.directory
+    trigger.directory = other.replace("attempt-1", "attempt-2")
+    event = asyncio.run(trigger.outcome())
+    assert event["info"] is None and "another job has its id" in event["notice"]
+    trigger.directory = other
+    slurm.run("ctl", ["scancel", trigger.job_id])
+
+
+def test_a_job_that_slurm_holds_since_it_could_not_start_it_is_let_go(
+    task: Any, slurm: Any, monkeypatch: pytest.MonkeyPatch, logged: Any
+) -> None:
+    monkeypatch.setattr("llm_bridge.slurm.watcher.HELD", "JobHeldUser")
+    trigger = task.start(submit("echo at last", sbatch={"options": {"hold": None}}))
+    assert asyncio.run(trigger.outcome())["info"]["state"] == "COMPLETED"
+    assert "at last" in logged()

@@ -34,3 +34,10 @@ def test_sacct_names_who_cancelled_a_job() -> None:
 @pytest.mark.parametrize(("code", "state"), [(0, "COMPLETED"), (143, "FAILED")])
 def test_a_job_that_slurm_has_forgotten_is_judged_by_what_it_left(code: int, state: str) -> None:
     assert from_outcome("5", {"exit_code": code, "ended": 1.0}).state == state
+
+
+def test_a_job_that_runs_elsewhere_is_not_this_attempts() -> None:
+    row = "12|RUNNING|None|n1|0|2026-11-23T08:30:24|2026-11-23T08:30:26|N/A|0|/w/d/r/t/attempt-1|"
+    _, info = from_squeue(row)
+    assert info.is_of("/w/d/r/t/attempt-1") and not info.is_of("/w/d/r/t/attempt-2")
+    assert from_outcome("12", {"exit_code": 0, "ended": 1.0}).is_of("/w/d/r/t/attempt-2")

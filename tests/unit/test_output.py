@@ -43,6 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AIRFLOW__LOGGING__BASE_LOG_FOLDER", str(tmp_path))
     monkeypatch.setattr(output, "HANDOVER_SECONDS", 0.0)
     monkeypatch.setattr(output, "MARK_SECONDS", 1.0)
+    monkeypatch.setattr(output, "_followed", set())
     return tmp_path
 
 
@@ -77,6 +78,22 @@ async def test_a_log_that_was_truncated_is_written_again(folder: Path) -> None:
     first.show(Update(log=b"one\ntwo\n"))
     triggerer.file.unlink()
     assert await Output(triggerer, NAME).resume({**(first.note or {}), "offset": 8}) == 0  # type: ignore[arg-type]
+
+
+async def test_a_triggerer_that_follows_again_after_another_logs_only_what_its_truncated_log_had(
+    folder: Path,
+) -> None:
+    triggerer = Triggerer(folder, 1)
+    first = Output(triggerer, NAME)  # type: ignore[arg-type]
+    assert await first.resume(None) == 0
+    first.show(Update(log=b"one\ntwo\n"))
+    other = Triggerer(folder, 2)
+    Output(other, NAME).show(Update(log=b"three\n", offset=8))  # type: ignore[arg-type]
+    triggerer.file.unlink()
+    again = Output(triggerer, NAME)  # type: ignore[arg-type]
+    assert await again.resume({**(first.note or {}), "offset": 8}) == 0
+    again.show(Update(log=b"one\ntwo\nthree\nfour\n"))
+    assert triggerer.events()[1:] == ["one", "two", "four"]
 
 
 async def test_without_the_other_triggerers_logs_the_note_tells(folder: Path) -> None:

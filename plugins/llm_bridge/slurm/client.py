@@ -15,6 +15,7 @@ from llm_bridge.slurm import script
 from llm_bridge.slurm.fingerprint import of_job
 from llm_bridge.slurm.info import SACCT_FIELDS, SQUEUE_FORMAT, JobInfo, from_outcome, from_sacct, from_squeue
 from llm_bridge.slurm.job import SlurmJob
+from llm_bridge.slurm.states import Phase
 from llm_bridge.transport import Completed, Session, Transport, checked
 
 # What Slurm's commands say when slurmctld is away or overloaded (slurm_errno.c). No verdict on any job.
@@ -155,7 +156,9 @@ class SlurmClient:
             done = await self.slurm(argv, reserve=reserve)
             # No accounting, or none just now: then Slurm does not know the job, and that is no verdict.
             rows = done.stdout.splitlines() if done.code == 0 else []
-            found |= dict(from_sacct(row) for row in rows if row.count("|") >= 7)
+            past = dict(from_sacct(row) for row in rows if row.count("|") >= 7)
+            # What accounting believes to run and slurmctld does not know was lost in a crash of slurmctld.
+            found |= {job_id: info for job_id, info in past.items() if info.phase is Phase.ENDED}
         return found
 
     async def look_up(self, job_id: str, directory: str) -> JobInfo | None:
@@ -163,7 +166,7 @@ class SlurmClient:
 
         :param directory: its attempt's directory.
         """
-        if info := (await self.find([job_id])).get(job_id):
+        if (info := (await self.find([job_id])).get(job_id)) and info.is_of(directory):
             return info
         done = await self.transport.run(["cat", "--", f"{directory}/outcome.json"])
         return from_outcome(job_id, json.loads(done.stdout)) if done.code == 0 else None
@@ -180,6 +183,13 @@ class SlurmClient:
             done = await self.slurm(["scancel", *ids])
             if done.code and "Invalid job id" not in done.stderr:
                 raise _away("scancel", self.cluster, done)
+
+    async def release(self, job_id: str) -> bool:
+        """Let a job that Slurm holds be scheduled; whether Slurm does so.
+
+        :raises RationUsedUp: the site's ration does not allow it now.
+        """
+        return (await self.slurm(["scontrol", "release", job_id], reserve=1)).code == 0
 
     async def ping(self) -> bool:
         """Whether slurmctld answers."""

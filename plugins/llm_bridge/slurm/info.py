@@ -9,14 +9,19 @@ from typing import Any
 from llm_bridge.slurm.states import Phase, State, state_of
 
 SQUEUE_FORMAT = (
-    "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|,SubmitTime:|,StartTime:|,EndTime:|,RestartCnt:|"
+    "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|,"
+    "SubmitTime:|,StartTime:|,EndTime:|,RestartCnt:|,WorkDir:|"
 )
-SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,ExitCode,Submit,Start,End"
+SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,ExitCode,Submit,Start,End,WorkDir"
 
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What Slurm says of one job. Times are epoch seconds; 0 where Slurm has none."""
+    """What Slurm says of one job. Times are epoch seconds; 0 where Slurm has none.
+
+    :param directory: where it runs: its attempt's. A slurmctld that crashed may have lost a job and given its id to
+        another; that one runs elsewhere.
+    """
 
     job_id: str
     state: str
@@ -28,6 +33,11 @@ class JobInfo:
     started: float = 0
     ended: float = 0
     restarts: int = 0
+    directory: str = ""
+
+    def is_of(self, directory: str) -> bool:
+        """Whether this is the job of the attempt in ``directory``."""
+        return self.directory in ("", directory)
 
     @property
     def meaning(self) -> State:
@@ -52,21 +62,21 @@ class JobInfo:
 
 def from_squeue(row: str) -> tuple[str, JobInfo]:
     """Read one row of ``squeue -O SQUEUE_FORMAT``: (job id, info)."""
-    job_id, state, reason, nodes, code, submitted, started, ended, restarts = row.split("|")[:9]
+    job_id, state, reason, nodes, code, submitted, started, ended, restarts, *more = row.split("|")
     # 22.05 prints a wait status: 768 is exit code 3, 9 is SIGKILL.
     exit_code, signal = _pair(code) if ":" in code else (_int(code) >> 8, _int(code) & 127)
     return job_id, JobInfo(
         job_id, state, "" if reason == "None" else reason, nodes, exit_code, signal,
-        _epoch(submitted), _epoch(started), _epoch(ended), _int(restarts),
+        _epoch(submitted), _epoch(started), _epoch(ended), _int(restarts), "".join(more[:1]),
     )  # fmt: skip
 
 
 def from_sacct(row: str) -> tuple[str, JobInfo]:
     """Read one row of ``sacct -P -o SACCT_FIELDS``: (job id, info)."""
-    job_id, state, reason, nodes, code, submitted, started, ended = row.split("|")[:8]
+    job_id, state, reason, nodes, code, submitted, started, ended, *more = row.split("|")
     return job_id, JobInfo(
         job_id, state, "" if reason == "None" else reason, nodes, *_pair(code),
-        _epoch(submitted), _epoch(started), _epoch(ended),
+        _epoch(submitted), _epoch(started), _epoch(ended), directory="".join(more[:1]),
     )  # fmt: skip
 
 

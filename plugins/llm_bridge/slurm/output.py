@@ -29,6 +29,8 @@ LONGEST_LINE = 8 * 1024
 HANDOVER_SECONDS = 2.5
 # The triggerer writes what a trigger logs from another process.
 MARK_SECONDS = 5.0
+# (task instance's id, output) of what triggers of this process have followed.
+_followed: set[tuple[str, str]] = set()
 _LINE = re.compile(rb"([^\r\n]*)(\r\n|\n|\r|$)")
 
 
@@ -46,6 +48,8 @@ class Output:
         self._path = path
         self._name = "/".join(Path(path).parts[-2:])
         self._mark = uuid.uuid4().hex
+        # Ends of lines that this try's log has although they come again.
+        self._has: set[int] = set()
 
     @property
     def note(self) -> dict[str, Any] | None:
@@ -59,19 +63,27 @@ class Output:
 
         :param held: the note of the follower before this one, if any.
         """
+        us = (str(self._ti.id), self._name)
+        again = us in _followed
+        _followed.add(us)
         if held is None or held.get("try") != str(self._ti.id):
             return 0
         await asyncio.sleep(HANDOVER_SECONDS)
         self._log.info("following %s again", self._name, loc=f"follower {self._mark}")
-        offset = None
+        ends = None
         for _ in range(int(MARK_SECONDS / 0.25)):
             await asyncio.sleep(0.25)
-            offset = await asyncio.to_thread(self._shown)
-            if offset is not None:
+            ends = await asyncio.to_thread(self._shown, again)
+            if ends is not None:
                 break
-        if held["logs"] == _logs_here() and offset is not None:
-            return offset  # also 0: a triggerer that takes a trigger up a second time truncates its log
-        return max(held["offset"], offset or 0)
+        if held["logs"] != _logs_here() or ends is None:
+            return max(held["offset"], *(ends or ()), 0)
+        if again:
+            # A triggerer that takes a trigger up a second time truncates its log. The lines that were in it are logged
+            # again, those that another triggerer has logged meanwhile are not.
+            self._has = ends
+            return 0
+        return max(ends, default=0)
 
     def show(self, update: Update) -> None:
         """Log what has come."""
@@ -81,20 +93,24 @@ class Output:
                 update.skipped / 1e6, self._path,
             )  # fmt: skip
         for line, end in lines(update.log):
-            self._log.info(line, loc=f"{self._name}:{update.offset + end}")
+            if update.offset + end not in self._has:
+                self._log.info(line, loc=f"{self._name}:{update.offset + end}")
             self.last = [*self.last[1 - LAST_LINES :], line]
 
-    def _shown(self) -> int | None:
-        """The end of the last line in this try's log files here; None if they lack what was logged just now."""
+    def _shown(self, every: bool) -> set[int] | None:
+        """Ends of the lines in this try's log files here, or of the last; None if they lack what was just logged."""
         pattern = f"{glob.escape(log_filename_template_renderer()(ti=self._ti))}.trigger.*.log"
-        furthest, marked = 0, False
+        ends: set[int] = set()
+        marked = False
         for file in Path(conf.get("logging", "base_log_folder")).glob(pattern):
             with file.open("rb") as stream:
                 for row in stream:
                     marked = marked or self._mark.encode() in row
                     if f'"{self._name}:'.encode() in row:
-                        furthest = max(furthest, _end_in(row, self._name))
-        return furthest if marked else None
+                        ends.add(_end_in(row, self._name))
+                        if not every:
+                            ends = {max(ends)}
+        return ends if marked else None
 
 
 def lines(data: bytes) -> Iterator[tuple[str, int]]:

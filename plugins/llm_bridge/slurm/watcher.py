@@ -36,6 +36,9 @@ HURRY_SECONDS = 30.0
 # A job that neither slurmctld nor accounting knows, and that left no outcome file, is given up after so long.
 LOST_SECONDS = 600.0
 MOST_PAUSE = 60.0
+# squeue's reason for a job that Slurm put back and holds as its nodes would not start it, which is not the job's fault.
+HELD = "launch failed requeued held"
+MOST_RELEASES = 5
 # Polling leaves so much of the site's ration to submissions and cancels.
 RESERVE = 5
 
@@ -68,8 +71,6 @@ class _Watched:
     directory: str
     files: tuple[str, ...]
     note: dict[str, Any] | None
-    # What runs inside a Slurm job (a Ray job) ends by its own outcome file, or when somebody knows that it has ended.
-    part: asyncio.Event | None = None
     queue: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     # Where to read on; None while the output is not wanted, or not yet.
     offset: int | None = None
@@ -79,17 +80,15 @@ class _Watched:
     info: JobInfo | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unknown_since: float | None = None
+    # Another job has its id.
+    replaced: bool = False
+    releases: int = 0
     hurry_until: float = field(default_factory=lambda: time.monotonic() + HURRY_SECONDS)
 
     @property
     def settled(self) -> bool:
         """Whether it is known from where on the output is wanted, if it is."""
         return self.note is None or self.taken or self.offset is not None
-
-    @property
-    def part_ended(self) -> bool:
-        """Whether what runs inside the Slurm job has ended."""
-        return self.part is not None and (self.part.is_set() or bool(self.seen.get("outcome.json")))
 
     def request(self, final: bool = False) -> dict[str, Any]:
         """What to ask watch.py about this job."""
@@ -136,7 +135,6 @@ class Watcher:
         output: bool = True,
         note: dict[str, Any] | None = None,
         resume: Resume | None = None,
-        part: asyncio.Event | None = None,
     ) -> AsyncGenerator[Update]:
         """Updates of one job until it has ended; the last one has ``ended`` set.
 
@@ -147,10 +145,8 @@ class Watcher:
         :param note: with ``follower``, this follower's name: who follows the output, kept on the cluster. A follower
             whose place another one has taken gets no more output.
         :param resume: called with the note of the follower before this one, if any; the byte to go on from.
-        :param part: ``directory`` is of something that runs inside the Slurm job and ends by itself: with its outcome
-            file, or when this event is set.
         """
-        job = _Watched(job_id, directory, (*files, "outcome.json"), note, part)
+        job = _Watched(job_id, directory, (*files, "outcome.json"), note)
         if output and note is None:
             job.offset = 0
         self._jobs.add(job)
@@ -209,13 +205,10 @@ class Watcher:
                 job.queue.put_nowait(Update(claimed=True, held=seen["held"]))
             if update.log or update.skipped or update.files:
                 job.queue.put_nowait(update)
-        ended = {job: Update(ended=True) for job in jobs.values() if job.part_ended and job.settled}
-        await self._finish(session, ended)
-        watched = [job for job in jobs.values() if job not in ended]
-        if watched and self._due(watched):
-            states = await self._states(client, sorted({job.job_id for job in watched}))
+        if self._due(jobs.values()):
+            states = await self._states(client, [job.job_id for job in jobs.values()])
             if states is not None:
-                await self._compare(session, watched, states)
+                await self._compare(client, session, list(jobs.values()), states)
 
     def _due(self, jobs: Any) -> bool:
         """Whether slurmctld is to be asked now."""
@@ -248,11 +241,33 @@ class Watcher:
         self._slurm_failures, self._slurm_pause = 0, 0.0
         return states
 
-    async def _compare(self, session: Session, jobs: list[_Watched], states: dict[str, JobInfo]) -> None:
+    async def _release(self, client: SlurmClient, job: _Watched) -> None:
+        """Slurm holds the job since it could not start it: say so and let it go on, a few times."""
+        if job.releases == MOST_RELEASES:
+            return
+        try:
+            done = await client.release(job.job_id)
+        except RationUsedUp:
+            return
+        job.releases += 1
+        job.queue.put_nowait(
+            Update(
+                notice=f"Slurm could not start job {job.job_id} and holds it; `scontrol release` "
+                + ("lets it go on" if done else "is refused: ask the site's administrators")
+            )
+        )
+
+    async def _compare(
+        self, client: SlurmClient, session: Session, jobs: list[_Watched], states: dict[str, JobInfo]
+    ) -> None:
         """Tell what Slurm's answer changes; end those that have ended."""
         over: dict[_Watched, Update] = {}
         for job in jobs:
             info = states.get(job.job_id)
+            if info and not info.is_of(job.directory):
+                job.replaced, info = True, None
+            if info and HELD in info.reason:
+                await self._release(client, job)
             if info and (job.info is None or info.state != job.info.state):
                 job.queue.put_nowait(Update(info=info))
             if info:
@@ -262,10 +277,8 @@ class Watcher:
                 job.hurry_until = job.unknown_since + HURRY_SECONDS
             if job.settled and (end := self._end(job, info)):
                 over[job] = end
-        await self._finish(session, over)
-
-    async def _finish(self, session: Session, over: dict[_Watched, Update]) -> None:
-        """The last word on each of these jobs, after what is still to be read of it."""
+        if not over:
+            return
         # What a job wrote last, and a line of Slurm's own ("CANCELLED ... DUE TO TIME LIMIT"), comes before its end.
         waiting = {str(n): job for n, job in enumerate(over)}
         while waiting:
@@ -285,6 +298,11 @@ class Watcher:
             return Update(info=info, ended=True) if info.phase is Phase.ENDED else None
         if outcome := job.seen.get("outcome.json"):
             return Update(info=from_outcome(job.job_id, outcome), ended=True)
+        if job.replaced:
+            return Update(
+                notice=f"Slurm has lost job {job.job_id}, most likely as slurmctld crashed: another job has its id",
+                ended=True,
+            )
         if job.unknown_since and time.monotonic() - job.unknown_since > LOST_SECONDS:
             return Update(
                 notice=f"neither slurmctld nor accounting has known job {job.job_id} for {LOST_SECONDS:.0f} s, "

@@ -20,6 +20,7 @@ PARAMS = {
     "pause": 0.5,
     "partition": "main",
     "requeue": True,
+    "node": "",
     "exit_code": 0,
     "flood_mb": 0,
 }

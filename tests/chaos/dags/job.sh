@@ -1,6 +1,9 @@
 #!/bin/bash
 #SBATCH --partition={{ params.partition }}
 #SBATCH --{{ "requeue" if params.requeue else "no-requeue" }}
+{% if params.node %}
+#SBATCH --nodelist={{ params.node }}
+{% endif %}
 # A job that says what truly happens to it: in the ledger, which nobody else writes, and line by line in its output.
 say() {
     printf '%s %s %s %s %s\n' "$1" "$SLURM_JOB_NAME" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$EPOCHREALTIME" \

@@ -1,0 +1,92 @@
+"""The storm's verdict: what happened on the cluster against what should have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+
+from demo.airflow_api import ENDED
+from tests.chaos.ledger import Attempt, Job, Ledger
+from tests.chaos.load import Run
+
+WORDS = (
+    "doubled",
+    "lost",
+    "wrongly cancelled",
+    "wrongly failed",
+    "log lines lost",
+    "log lines doubled",
+    "log lines wrong",
+)
+
+
+def judge(ledger: Ledger, runs: list[Run]) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """(numbers, each fault as a sentence by kind)."""
+    jobs = ledger.accounted()
+    faults: dict[str, list[str]] = {word: [] for word in WORDS}
+    by_key: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs.values():
+        by_key[job.key].append(job)
+    numbers = {"runs": len(runs), "jobs submitted": 0, "turned away": 0, "new attempts": 0, "lives": 0}
+    for run in runs:
+        attempts = ledger.attempts(run.name)
+        numbers["new attempts"] += max(0, len(attempts) - 1)
+        previous: Job | None = None
+        for attempt in attempts:
+            ours = by_key[attempt.owner["key"]]
+            numbers["jobs submitted"] += len(ours)
+            numbers["turned away"] += sum(not job.lives for job in ours if job.job_id != attempt.job_id)
+            ran = [job for job in ours if job.lives]
+            numbers["lives"] += sum(len(job.lives) for job in ran)
+            if len(ran) > 1:
+                faults["doubled"].append(
+                    f"{run.name}: {[job.job_id for job in ran]} ran as {attempt.folder.name}"
+                )
+            job = jobs.get(attempt.job_id)
+            if job and previous:
+                _compare(run, previous, job, faults)
+            if job and job.state == "CANCELLED" and not run.acted:
+                faults["wrongly cancelled"].append(f"{run.name}: job {job.job_id}")
+            previous = job or previous
+            _logs(ledger, run, attempt, job, faults)
+        _ending(run, attempts, jobs, faults)
+    return numbers, faults
+
+
+def _compare(run: Run, before: Job, after: Job, faults: dict[str, list[str]]) -> None:
+    if before.done and not run.cleared:
+        faults["doubled"].append(
+            f"{run.name}: job {after.job_id} after {before.job_id}, which had done it all"
+        )
+    began = min((life[0][1] for life in after.lives.values()), default=None)
+    # Accounting counts whole seconds.
+    if began and before.lives and before.ended not in ("", "Unknown"):
+        ended = datetime.fromisoformat(before.ended).timestamp()
+        if int(began) < ended:
+            faults["doubled"].append(
+                f"{run.name}: job {after.job_id} began {ended - began:.0f} s before {before.job_id} ended"
+            )
+
+
+def _ending(run: Run, attempts: list[Attempt], jobs: dict[str, Job], faults: dict[str, list[str]]) -> None:
+    last = jobs.get(attempts[-1].job_id) if attempts else None
+    if run.state not in ENDED:
+        faults["lost"].append(
+            f"{run.name} is still {run.state}; its job {last and last.job_id} {last and last.state}"
+        )
+    elif not run.ended_by_user and run.state == "failed":
+        word = "lost" if last and last.done else "wrongly failed"
+        faults[word].append(f"{run.name} failed; its job {last and last.job_id} {last and last.state}")
+    elif not run.ended_by_user and not (last and last.done):
+        faults["lost"].append(
+            f"{run.name} is said to be done; its job {last and last.job_id} {last and last.state}"
+        )
+
+
+def _logs(ledger: Ledger, run: Run, attempt: Attempt, job: Job | None, faults: dict[str, list[str]]) -> None:
+    # Once the user has ended or cleared a task nobody follows its job any more.
+    whole = bool(job and job.done) and not run.acted
+    task = "sensor" if run.dag == "sensor" else "job"
+    for fault in ledger.log_faults(run.name, attempt, task, whole=whole):
+        word = "doubled" if ": twice: " in fault else "wrong" if " is not " in fault else "lost"
+        faults[f"log lines {word}"].append(fault)
