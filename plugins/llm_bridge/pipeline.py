@@ -17,7 +17,7 @@ from llm_bridge.config.recipe import STAGES, Stage
 from llm_bridge.hub.operators import HubUploadOperator
 from llm_bridge.plan import Plan
 from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
-from llm_bridge.ray.sensors import RayJobSensor
+from llm_bridge.ray.sensors import AGAIN, RayJobSensor
 from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
 from llm_bridge.summary import SummaryOperator
 
@@ -72,8 +72,12 @@ def post_training(
                 task_id="ray_up", job=of("ppo", stages.ray_cluster), trigger_rule=AFTER_SKIPPED
             ).as_setup()
             submit = RaySubmitJobOperator(task_id="submit", ray=ray_up.output, job=of("ppo", stages.ppo))
-            # The job that it waits for will not get better by looking again: clear the group to run PPO anew.
-            wait = RayJobSensor(task_id="wait", submitted=submit.output, retries=0)
+            wait = RayJobSensor(
+                task_id="wait",
+                submitted=submit.output,
+                job=of("ppo", stages.ppo),
+                ray_cluster=of("ppo", stages.ray_cluster),
+            )
             ray_down = SlurmCancelOperator(task_id="ray_down", stage=_ray_stage).as_teardown(setups=ray_up)
             ray_up >> submit >> wait >> ray_down
 
@@ -181,6 +185,8 @@ def plan_of(context: Context) -> Plan:
     return Plan.model_validate(values)
 
 
-def _ray_stage(context: Context) -> tuple[str, str]:
+def _ray_stage(context: Context) -> tuple[str, ...]:
+    """Where Ray clusters of this run may be: brought up by ppo.ray_up, or again by ppo.wait."""
     plan = plan_of(context)
-    return plan.cluster, plan.stage_dir("ppo")
+    ppo = plan.stage_dir("ppo")
+    return plan.cluster, ppo, f"{ppo}/{AGAIN}"

@@ -9,7 +9,7 @@ from llm_bridge.config.load import load_cluster
 from llm_bridge.config.recipe import Stage
 from llm_bridge.hub.operators import upload_settings
 from llm_bridge.plan import Plan
-from llm_bridge.ray.operators import RayJob
+from llm_bridge.ray.job import RayJob
 from llm_bridge.slurm.fingerprint import Result
 from llm_bridge.slurm.job import Resources, SlurmJob
 

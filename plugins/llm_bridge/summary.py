@@ -98,12 +98,12 @@ class SummaryOperator(WaitsForCluster):
             "queue_s": None,
             "run_s": None,
         }
-        if info := slurm.get(task):
-            row |= {"job_id": info.job_id, "queue_s": info.queue_seconds, "run_s": info.run_seconds}
-        elif task == ROWS["ppo"] and (submitted := ti.xcom_pull(task_ids="ppo.submit")):
+        if task == ROWS["ppo"] and (ray_job := ti.xcom_pull(task_ids=task, key="ray_job")):
             result = ti.xcom_pull(task_ids=task) or {}
             # A Ray job waits in Slurm's queue with its cluster, and nowhere else.
-            row |= {"job_id": submitted["submission_id"], "queue_s": 0.0, "run_s": result.get("run_s")}
+            row |= {"job_id": ray_job["submission_id"], "queue_s": 0.0, "run_s": result.get("run_s")}
+        elif info := slurm.get(task):
+            row |= {"job_id": info.job_id, "queue_s": info.queue_seconds, "run_s": info.run_seconds}
         return row
 
 

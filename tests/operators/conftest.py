@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import shutil
@@ -85,6 +86,7 @@ class Task:
             task_id=task_id,
             map_index=-1,
             max_tries=2,
+            try_number=1,
             xcom_push=lambda key, value: self.xcoms.__setitem__(key, value),
         )
 
@@ -92,6 +94,11 @@ class Task:
         """What the user's clear does to run and task instance (airflow.models.taskinstance.clear_task_instances)."""
         self.clear_number += 1
         self.ti.max_tries += 1
+        self.ti.try_number += 1
+
+    def retry(self) -> None:
+        """The next try begins."""
+        self.ti.try_number += 1
 
     @property
     def context(self) -> Any:
@@ -105,12 +112,23 @@ class Task:
         return deferred.value.trigger
 
     def run(self, operator: Any) -> Any:
-        """Execute to the end, the trigger included."""
-        try:
-            return operator.execute(self.context)
-        except TaskDeferred as deferred:
-            event = asyncio.run(deferred.trigger.outcome())
-            return operator.execute_complete(self.context, event)
+        """Execute to the end, the triggers included."""
+        return self._through(operator, None)
+
+    def until(self, operator: Any, method: str) -> Any:
+        """Execute up to the deferral that ``method`` goes on from; returns its trigger."""
+        return self._through(operator, method)
+
+    def _through(self, operator: Any, last: str | None) -> Any:
+        step = functools.partial(operator.execute, self.context)
+        while True:
+            try:
+                return step()
+            except TaskDeferred as deferred:
+                if deferred.method_name == last:
+                    return deferred.trigger
+                event = asyncio.run(deferred.trigger.outcome())
+                step = functools.partial(getattr(operator, deferred.method_name), self.context, event)
 
 
 @pytest.fixture

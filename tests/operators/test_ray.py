@@ -11,7 +11,8 @@ import pytest
 
 from llm_bridge.failures.errors import RayJobFailed, SlurmJobFailed
 from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
-from llm_bridge.ray.operators import RayClusterOperator, RayJob, RaySubmitJobOperator
+from llm_bridge.ray.job import RayJob
+from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.ray.sensors import RayJobSensor
 from llm_bridge.slurm.job import Resources, SlurmJob
 from llm_bridge.slurm.operators import SlurmCancelOperator
@@ -52,7 +53,7 @@ def ray(slurm: Any, new_task: Any) -> Iterator[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm on this machine names a lost node within seconds, so a failed job need not wait long for that."""
-    monkeypatch.setattr("llm_bridge.ray.triggers.CAUSE_SECONDS", 3.0)
+    monkeypatch.setattr("llm_bridge.ray.by_files.CAUSE_SECONDS", 3.0)
 
 
 def submit(task: Any, ray: dict[str, Any], *command: str) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def test_a_retry_after_a_failed_job_gets_an_id_of_its_own(new_task: Any, ray: di
 def test_a_cleared_submit_stops_the_old_job_and_makes_a_new_one(new_task: Any, ray: dict[str, Any]) -> None:
     task = new_task("ray-clear")
     old = submit(task, ray, "sleep", "600")
-    task.clear_number += 1
+    task.clear()
     new = submit(task, ray, "true")
     assert new["submission_id"] != old["submission_id"]
     with pytest.raises(RayJobFailed, match="STOPPED"):

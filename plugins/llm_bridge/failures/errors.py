@@ -6,7 +6,12 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from llm_bridge.slurm.states import state_of
+from llm_bridge.slurm.states import Phase, state_of
+
+AGAIN = (
+    "a retry, or a clear of this task, submits it again, on a Ray cluster of its own where this one is gone; "
+    "it goes on from its newest complete checkpoint"
+)
 
 
 class SlurmJobFailed(AirflowException):
@@ -28,12 +33,16 @@ class RayJobFailed(AirflowException):
     """A Ray job ended without having done its work, or its cluster did.
 
     :param event: the payload of :class:`~llm_bridge.ray.triggers.RayJobTrigger`.
-    :param target: where the job ran, as :class:`~llm_bridge.ray.client.RayTarget`'s fields.
+    :param again: whether the next try of the task brings the job back by itself.
     """
 
-    def __init__(self, event: dict[str, Any], target: dict[str, Any]) -> None:
+    def __init__(self, event: dict[str, Any], *, again: bool = False) -> None:
         self.event = event
-        super().__init__(_ray_sentence(event, target))
+        super().__init__(_ray_sentence(event, again))
+
+
+class RayJobCannotSucceed(RayJobFailed, AirflowFailException):
+    """The job itself said that running it again cannot help, so Airflow does not."""
 
 
 def _sentence(event: dict[str, Any]) -> str:
@@ -57,29 +66,40 @@ def _sentence(event: dict[str, Any]) -> str:
     return f"{text}{_quoted(event['last_lines'])}\nWhole log on the cluster: {log}"
 
 
-def _ray_sentence(event: dict[str, Any], target: dict[str, Any]) -> str:
+def _ray_sentence(event: dict[str, Any], again: bool) -> str:
+    target, job, outcome = event["target"], event["job"], event["outcome"]
     text = f"Ray job {event['submission_id']} "
-    job = event["job"]
     if event["status"] == "ALLOCATION_ENDED":
-        info = event["info"]
-        text += f"lost its cluster: Slurm job {target['job_id']} on cluster {target['cluster']!r} "
-        text += f"{state_of(info['state']).meaning}: {info['state']}" if info else event["notice"]
-        if info and info["nodes"]:
-            text += f", on {info['nodes']}"
-        if event["reason"]:
-            text += f"\nIt says: {event['reason'].get('reason')}"
-        text += f"\nLog of the Ray cluster: {target['directory']}/output.log"
-    elif job:
+        text += f"lost its cluster: {_allocation(event)}"
+    elif job or outcome:
         text += f"ended {event['status']}"
-        details = [
-            f"{name} {job[name]}" for name in ("error_type", "driver_exit_code") if job.get(name) is not None
-        ]
-        text += f" ({', '.join(details)})" if details else ""
-        text += f"\nIt says: {event['reason'].get('reason')}" if event["reason"] else ""
-        text += f"\nRay says: {job['message'].strip()[-1500:]}" if job.get("message") else ""
+        details = {"driver_exit_code": outcome["exit_code"]} if outcome else {}
+        details |= {name: job[name] for name in ("error_type", "driver_exit_code") if job and job.get(name)}
+        text += f" ({', '.join(f'{name} {value}' for name, value in details.items())})" if details else ""
     else:
         text += f"cannot be followed any more ({event['status']}): {event['notice']}"
-    return text + _quoted(event["last_lines"])
+    text += f"\nIt says: {event['reason'].get('reason')}" if event["reason"] else ""
+    # Where there is a log of the driver's, its last lines say more than Ray's account of them.
+    if job and job.get("message") and not event["directory"]:
+        text += f"\nRay says: {job['message'].strip()[-1500:]}"
+    text += _quoted(event["last_lines"])
+    if event["directory"]:
+        text += f"\nWhole log on the cluster: {event['directory']}/output.log"
+        text += f"\nLog of the Ray cluster: {target['directory']}/output.log"
+    return text + (f"\nNext: {AGAIN}" if again else "")
+
+
+def _allocation(event: dict[str, Any]) -> str:
+    """What became of the Slurm job that the Ray cluster was."""
+    info, target = event["info"], event["target"]
+    if info is None:
+        return event["notice"]
+    meaning = state_of(info["state"])
+    # One that goes on has begun anew: its first life ended.
+    what = meaning.meaning if meaning.phase is Phase.ENDED else "was put back into the queue and starts anew"
+    text = f"Slurm job {target['job_id']} on cluster {target['cluster']!r} {what}: {info['state']}"
+    text += f", reason {info['reason']}" if info["reason"] else ""
+    return text + (f", on {info['nodes']}" if info["nodes"] else "")
 
 
 def _quoted(lines: list[str]) -> str:

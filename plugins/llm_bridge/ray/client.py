@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,6 +47,13 @@ class RayTarget:
             raise ValueError(
                 "give either a Ray dashboard's address, or cluster, job_id and directory of a Slurm job"
             )
+
+
+def as_target(ray: RayTarget | dict[str, Any]) -> dict[str, Any]:
+    """A target as a dict: of what an operator returned, or of ``{"address": ...}``."""
+    if isinstance(ray, RayTarget):
+        return asdict(ray)
+    return asdict(RayTarget(**{name: ray[name] for name in RayTarget.__dataclass_fields__ if name in ray}))
 
 
 class RayClient:

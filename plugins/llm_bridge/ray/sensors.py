@@ -1,9 +1,8 @@
-"""Wait for a Ray job."""
+"""Wait for a Ray job, and bring it back when it, or its cluster, is gone."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,80 +10,246 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 
 from llm_bridge.config.load import load_cluster
-from llm_bridge.failures.errors import RayJobFailed
-from llm_bridge.ray.triggers import RayJobTrigger, as_target
-from llm_bridge.slurm.client import SlurmClient
-from llm_bridge.transport import CommandFailed, LoginNodeUnreachable, connect
+from llm_bridge.failures.errors import RayJobCannotSucceed, RayJobFailed, SlurmJobFailed
+from llm_bridge.ray import allocation
+from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
+from llm_bridge.ray.client import RayTarget, as_target
+from llm_bridge.ray.operators import RayClusterOperator, RayJobSource
+from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Standing, Where, standing, submit_once
+from llm_bridge.ray.triggers import RayJobTrigger
+from llm_bridge.slurm import attempts
+from llm_bridge.slurm.cancel import close_and_cancel
+from llm_bridge.slurm.job import SlurmJob
+from llm_bridge.slurm.on_kill import CancelsIfMarked
+from llm_bridge.slurm.operators import JobSource
+from llm_bridge.slurm.triggers import SlurmJobTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 # Post-training runs for days; the sensor default of Airflow (7 days) would end an honest run.
 TIMEOUT_SECONDS = 30 * 24 * 3600
+# Below the stage's directory: Ray clusters that this sensor brings up.
+AGAIN = "again"
 
 
-class RayJobSensor(BaseSensorOperator):
+class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
     """Wait until a Ray job has ended, the driver's output live in this task's log.
 
     Watches the Slurm allocation too, if there is one, so that the failure names the real cause ("lost a node")
     instead of "connection refused". Marking the task failed or success stops the Ray job.
 
+    **A second try.** With ``job`` and ``ray_cluster`` a retry, or a clear of this task alone, brings a failed job back:
+    it goes on following a job that waits or runs; it submits the next one where the job has failed and its cluster
+    lives; and where the cluster is gone it brings up one of its own, without holding a worker slot, and ends it with
+    the waiting. When "only failed" tasks are cleared Airflow may clear nothing but this task, so the cluster cannot
+    come from elsewhere.
+
     :param submitted: what ``RaySubmitJobOperator`` returned (``submit.output``). (templated)
-    :param timeout: seconds after which the job is stopped and the task fails.
+    :param job: what to submit again: a :class:`~llm_bridge.ray.job.RayJob` with a ``directory``, or a callable that
+        makes one from the task's context. What this task submits goes into ``DIRECTORY/ray-again-N``.
+    :param ray_cluster: the Ray cluster to bring up again: a :class:`~llm_bridge.slurm.job.SlurmJob`, or a callable
+        that makes one. Its attempts go into ``DIRECTORY/again/attempt-N``.
+    :param timeout: seconds after which the job is stopped and the task fails; they count anew with each job.
     :param poll_interval: seconds between two looks at the job's status; empty means the cluster file's.
     :param deferrable: False waits in the worker.
     :returns: ``{"submission_id", "status", "run_s", "result"}``; ``result`` is what the job wrote to
         ``result.json`` beside its settings, if anything.
     :raises RayJobFailed: the job ended FAILED or STOPPED, or its allocation ended.
+    :raises RayJobCannotSucceed: so it did, and said that a retry cannot help.
+    :raises SlurmJobFailed: the cluster of its own did not come up.
     """
 
     template_fields: Sequence[str] = ("submitted",)
     ui_color = "#d5e8d4"
 
     def __init__(
-        self, *, submitted: Any, poll_interval: float | None = None, deferrable: bool = True, **kwargs: Any
+        self,
+        *,
+        submitted: Any,
+        job: RayJobSource | None = None,
+        ray_cluster: JobSource | None = None,
+        poll_interval: float | None = None,
+        deferrable: bool = True,
+        **kwargs: Any,
     ) -> None:
         kwargs.setdefault("timeout", TIMEOUT_SECONDS)
         super().__init__(**kwargs)
+        if (job is None) != (ray_cluster is None):
+            raise ValueError(f"task {self.task_id!r}: give both job and ray_cluster, or neither")
         self.submitted = submitted
+        self.job = job
+        self.ray_cluster = ray_cluster
         self.poll_interval = poll_interval
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> Any:
-        cluster = self.submitted.get("cluster")
-        trigger = RayJobTrigger(
-            target=as_target(self.submitted),
-            submission_id=self.submitted["submission_id"],
-            poll_seconds=self.poll_interval or (load_cluster(cluster).poll_seconds if cluster else 15),
-            deadline=time.time() + self.timeout,
+        where = Where.of(self.submitted)
+        try:
+            if asyncio.run(self._is_to_be_followed(context, where)):
+                asyncio.run(self._give_own_cluster_up(context))
+                submission_id, directory = (
+                    self.submitted["submission_id"],
+                    self.submitted["attempt_directory"],
+                )
+                return self._follow(context, where.target, submission_id, directory)
+            return self._run_again(context, where)
+        except RAY_AWAY as error:
+            self.wait_for_ray(where.target, error, self._own_stage(context))
+
+    async def _is_to_be_followed(self, context: Context, where: Where) -> bool:
+        """Whether the submitted job decides; else a job of our own takes its place."""
+        if self.job is None:
+            return True
+        submission_id, directory = self.submitted["submission_id"], self.submitted["attempt_directory"]
+        if submission_id is None:
+            return False
+        # The first try has not told yet how the job ended. A later one comes because somebody wants it to go on.
+        ti: Any = context["ti"]
+        if ti.try_number <= 1:
+            return True
+        try:
+            found = await standing(where.target, submission_id, directory or "")
+        except ClusterGone as gone:
+            self.log.info("Ray job %s cannot go on: %s", submission_id, gone)
+            return False
+        self.log.info("Ray job %s %s", submission_id, found.value)
+        return found in (Standing.GOES_ON, Standing.DONE)
+
+    def _run_again(self, context: Context, where: Where) -> Any:
+        """Run a job of our own: on the cluster that was submitted to if that lives, else on one of our own."""
+        own = attempts.stored(context)
+        last = attempts.stored(context, STORE_KEY)
+        if own and last and asyncio.run(self._has_done(context, own, last)):
+            target = RayTarget(cluster=where.target.cluster, job_id=own.job_id, directory=own.directory)
+            return self._follow(context, target, last.key, last.directory, self._own_stage(context))
+        none_of_ours = own is None or own.over or own.was_cleared(context)
+        if none_of_ours and not asyncio.run(allocation.ended(where.target)):
+            asyncio.run(self._give_own_cluster_up(context))
+            return self._submit(context, where, own_cluster=False)
+        return self._bring_up(context)
+
+    async def _has_done(self, context: Context, own: attempts.Attempt, last: attempts.Attempt) -> bool:
+        """Whether our own job ended well on our own cluster, and an earlier try could not tell any more."""
+        if last.was_cleared(context) or last.job_id != own.job_id:
+            return False
+        cluster = self._cluster_job(context).cluster
+        outcome = await allocation.read_json(cluster, f"{last.directory}/outcome.json")
+        return bool(outcome) and outcome["exit_code"] == 0
+
+    def _bring_up(self, context: Context) -> Any:
+        job = self._cluster_job(context)
+        self.answer_for_job(context["ti"], lambda: close_and_cancel(job.cluster, job.directory))
+        up = RayClusterOperator(task_id=self.task_id, job=job)
+        attempt = asyncio.run(up.submit(context, job)).attempt
+        assert attempt.job_id
+        self.log.info("waiting for a Ray cluster of this task's own: Slurm job %s", attempt.job_id)
+        context["ti"].xcom_push(
+            key="slurm_job", value={"job_id": attempt.job_id, "directory": attempt.directory}
         )
+        trigger = SlurmJobTrigger(
+            cluster=job.cluster,
+            job_id=attempt.job_id,
+            directory=attempt.directory,
+            ready_file=RayClusterOperator.ready_file,
+            deadline=self._deadline(),
+        )
+        return self._wait(context, trigger, "cluster_ready")
+
+    def cluster_ready(self, context: Context, event: dict[str, Any]) -> Any:
+        """The cluster of our own is ready, or it will never be."""
+        job = self._cluster_job(context)
+        self.answer_for_job(context["ti"], lambda: close_and_cancel(job.cluster, job.directory))
+        try:
+            if not event["ready"]:
+                return RayClusterOperator(task_id=self.task_id, job=job).execute_complete(context, event)
+            return self._submit(context, Where.of(event), own_cluster=True)
+        except ClusterGone as gone:
+            attempts.end(context, event["job_id"])
+            raise SlurmJobFailed({**event, "info": None, "notice": str(gone)}) from gone
+        except RAY_AWAY as error:
+            self.hand_job_over()
+            self.wait_for_ray(RayTarget(**as_target(event)), error, job.directory)
+
+    def _submit(self, context: Context, where: Where, *, own_cluster: bool) -> Any:
+        assert self.job
+        job = self.job(context) if callable(self.job) else self.job
+        attempt = asyncio.run(submit_once(context, where, job, again=True))
+        own_stage = self._own_stage(context) if own_cluster else None
+        return self._follow(context, where.target, attempt.key, attempt.directory, own_stage)
+
+    def _follow(
+        self,
+        context: Context,
+        target: RayTarget,
+        submission_id: str,
+        directory: str | None,
+        own_stage: str | None = None,
+    ) -> Any:
+        context["ti"].xcom_push(key="ray_job", value={"submission_id": submission_id, "directory": directory})
+        poll = self.poll_interval or (load_cluster(target.cluster).poll_seconds if target.cluster else 15)
+        trigger = RayJobTrigger(
+            target=as_target(target),
+            submission_id=submission_id,
+            directory=directory,
+            poll_seconds=poll,
+            deadline=self._deadline(),
+            own_stage=own_stage,
+        )
+        self.answer_for_job(context["ti"], trigger.stop)
+        return self._wait(context, trigger, "execute_complete")
+
+    def _wait(self, context: Context, trigger: Any, method: str) -> Any:
         if self.deferrable:
-            self.defer(trigger=trigger, method_name="execute_complete")
-        return self.execute_complete(context, asyncio.run(trigger.outcome()))
+            self.hand_job_over()  # from here on the trigger answers for it
+            self.defer(trigger=trigger, method_name=method)
+        return getattr(self, method)(context, asyncio.run(trigger.outcome()))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """The job or its allocation has ended."""
+        """The job or its allocation has ended; a cluster of our own is gone."""
+        bad_nodes = (
+            (event["reason"] or {}).get("nodes") or () if event["status"] == "ALLOCATION_ENDED" else ()
+        )
+        if event["own"]:
+            attempts.end(context, event["target"]["job_id"], bad_nodes)
+        elif bad_nodes:
+            attempts.avoid(context, bad_nodes)
         if event["status"] != "SUCCEEDED":
-            # The launcher's own words, unless the allocation's end is the better reason.
-            reason = event["reason"] or asyncio.run(self._read("reason.json"))
-            raise RayJobFailed({**event, "reason": reason}, as_target(self.submitted))
-        job = event["job"]
-        run_s = ((job.get("end_time") or 0) - (job.get("start_time") or 0)) / 1000
+            final = (event["reason"] or {}).get("retry") is False and event["status"] != "ALLOCATION_ENDED"
+            raise (RayJobCannotSucceed if final else RayJobFailed)(event, again=self.job is not None)
+        job, outcome = event["job"] or {}, event["outcome"]
+        if outcome:
+            run_s = outcome["ended"] - outcome["started"]
+        else:
+            run_s = ((job.get("end_time") or 0) - (job.get("start_time") or 0)) / 1000
         return {
             "submission_id": event["submission_id"],
             "status": event["status"],
             "run_s": round(run_s, 1),
-            "result": asyncio.run(self._read("result.json")),
+            "result": event["result"],
         }
 
-    async def _read(self, name: str) -> Any:
-        """A small JSON file that the job left beside its settings, or None."""
-        directory = self.submitted.get("attempt_directory")
-        if not directory:
-            return None
-        cluster = load_cluster(self.submitted["cluster"])
-        async with connect(cluster) as transport:
-            try:
-                return json.loads(await SlurmClient(cluster, transport).read(f"{directory}/{name}"))
-            except (CommandFailed, LoginNodeUnreachable):
-                return None
+    async def _give_own_cluster_up(self, context: Context) -> None:
+        """A cluster that an earlier try brought up is of no use any more: another job is followed."""
+        own = attempts.stored(context)
+        if own is None or own.over or self.ray_cluster is None:
+            return
+        job = self._cluster_job(context)
+        if ids := await close_and_cancel(job.cluster, job.directory):
+            self.log.warning("not gone yet: Slurm job %s", ", ".join(ids))
+        if own.job_id:
+            attempts.end(context, own.job_id)
+
+    def _cluster_job(self, context: Context) -> SlurmJob:
+        assert self.ray_cluster
+        job = self.ray_cluster(context) if callable(self.ray_cluster) else self.ray_cluster
+        return job.model_copy(update={"directory": f"{job.directory}/{AGAIN}"})
+
+    def _own_stage(self, context: Context) -> str | None:
+        return self._cluster_job(context).directory if self.ray_cluster else None
+
+    def _deadline(self) -> float:
+        limits = [self.timeout]
+        if self.execution_timeout:
+            limits.append(self.execution_timeout.total_seconds())
+        return time.time() + min(limits)

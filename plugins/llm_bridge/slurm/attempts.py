@@ -39,19 +39,19 @@ class Attempt:
     fresh: bool = False
     exclude: tuple[str, ...] = ()
 
-    def save(self, context: Context) -> None:
+    def save(self, context: Context, store_key: str = STORE_KEY) -> None:
         """Write it where the next try of this task finds it."""
         # Airflow's store takes JSON values only: a tuple is none.
-        context["task_state_store"].set(STORE_KEY, asdict(self) | {"exclude": list(self.exclude)})
+        context["task_state_store"].set(store_key, asdict(self) | {"exclude": list(self.exclude)})
 
     def was_cleared(self, context: Context) -> bool:
         """Whether the user has cleared this task since."""
         return self.clear_number != clear_number(context) and self.max_tries != context["ti"].max_tries
 
 
-def stored(context: Context) -> Attempt | None:
+def stored(context: Context, store_key: str = STORE_KEY) -> Attempt | None:
     """What an earlier try of this task wrote down, if anything."""
-    values: Any = context["task_state_store"].get(STORE_KEY)
+    values: Any = context["task_state_store"].get(store_key)
     if not isinstance(values, Mapping):
         return None
     return Attempt(**{**values, "exclude": tuple(values.get("exclude", ()))})
@@ -90,6 +90,13 @@ def end(context: Context, job_id: str, bad_nodes: Iterable[str] = ()) -> None:
     if last and last.job_id == job_id:
         exclude = tuple(dict.fromkeys([*last.exclude, *bad_nodes]))
         replace(last, over=True, exclude=exclude).save(context)
+
+
+def avoid(context: Context, bad_nodes: Iterable[str]) -> None:
+    """Write down nodes that failed under the job of another task, whose place this one's attempts take."""
+    last = stored(context) or replace(following(context, "", None), number=0, over=True)
+    exclude = tuple(dict.fromkeys([*last.exclude, *bad_nodes]))
+    replace(last, exclude=exclude).save(context)
 
 
 def goes_on(last: Attempt, info: JobInfo | None, *, service: bool) -> bool:

@@ -71,6 +71,8 @@ class _Watched:
     directory: str
     files: tuple[str, ...]
     note: dict[str, Any] | None
+    # What runs inside a Slurm job (a Ray job) ends by its own outcome file, or when somebody knows that it has ended.
+    part: asyncio.Event | None = None
     queue: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     # Where to read on; None while the output is not wanted, or not yet.
     offset: int | None = None
@@ -89,6 +91,11 @@ class _Watched:
     def settled(self) -> bool:
         """Whether it is known from where on the output is wanted, if it is."""
         return self.note is None or self.taken or self.offset is not None
+
+    @property
+    def part_ended(self) -> bool:
+        """Whether what runs inside the Slurm job has ended."""
+        return self.part is not None and (self.part.is_set() or bool(self.seen.get("outcome.json")))
 
     def request(self, final: bool = False) -> dict[str, Any]:
         """What to ask watch.py about this job."""
@@ -135,6 +142,7 @@ class Watcher:
         output: bool = True,
         note: dict[str, Any] | None = None,
         resume: Resume | None = None,
+        part: asyncio.Event | None = None,
     ) -> AsyncGenerator[Update]:
         """Updates of one job until it has ended; the last one has ``ended`` set.
 
@@ -145,8 +153,10 @@ class Watcher:
         :param note: with ``follower``, this follower's name: who follows the output, kept on the cluster. A follower
             whose place another one has taken gets no more output.
         :param resume: called with the note of the follower before this one, if any; the byte to go on from.
+        :param part: ``directory`` is of something that runs inside the Slurm job and ends by itself: with its outcome
+            file, or when this event is set.
         """
-        job = _Watched(job_id, directory, (*files, "outcome.json"), note)
+        job = _Watched(job_id, directory, (*files, "outcome.json"), note, part)
         if output and note is None:
             job.offset = 0
         self._jobs.add(job)
@@ -205,10 +215,13 @@ class Watcher:
                 job.queue.put_nowait(Update(claimed=True, held=seen["held"]))
             if update.log or update.skipped or update.files:
                 job.queue.put_nowait(update)
-        if self._due(jobs.values()):
-            states = await self._states(client, [job.job_id for job in jobs.values()])
+        ended = {job: Update(ended=True) for job in jobs.values() if job.part_ended and job.settled}
+        await self._finish(session, ended)
+        watched = [job for job in jobs.values() if job not in ended]
+        if watched and self._due(watched):
+            states = await self._states(client, sorted({job.job_id for job in watched}))
             if states is not None:
-                await self._compare(client, session, list(jobs.values()), states)
+                await self._compare(client, session, watched, states)
 
     def _due(self, jobs: Any) -> bool:
         """Whether slurmctld is to be asked now."""
@@ -264,7 +277,8 @@ class Watcher:
         over: dict[_Watched, Update] = {}
         for job in jobs:
             info = states.get(job.job_id)
-            if info and not info.is_of(job.directory):
+            # What runs inside a Slurm job has a directory of its own.
+            if info and job.part is None and not info.is_of(job.directory):
                 job.replaced, info = True, None
             if info and HELD in info.reason:
                 await self._release(client, job)
@@ -277,8 +291,10 @@ class Watcher:
                 job.hurry_until = job.unknown_since + HURRY_SECONDS
             if job.settled and (end := self._end(job, info)):
                 over[job] = end
-        if not over:
-            return
+        await self._finish(session, over)
+
+    async def _finish(self, session: Session, over: dict[_Watched, Update]) -> None:
+        """The last word on each of these jobs, after what is still to be read of it."""
         # What a job wrote last, and a line of Slurm's own ("CANCELLED ... DUE TO TIME LIMIT"), comes before its end.
         waiting = {str(n): job for n, job in enumerate(over)}
         while waiting:

@@ -1,0 +1,58 @@
+"""The Slurm job that a Ray cluster lives in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from llm_bridge.config.load import load_cluster
+from llm_bridge.ray.client import RayTarget
+from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.states import Phase
+from llm_bridge.transport import CommandFailed, connect
+
+
+@asynccontextmanager
+async def slurm_client(cluster_name: str) -> AsyncIterator[SlurmClient]:
+    """``async with`` it: Slurm on one cluster.
+
+    :raises LoginNodeUnreachable: no connection.
+    """
+    cluster = await asyncio.to_thread(load_cluster, cluster_name)
+    async with connect(cluster) as transport:
+        yield SlurmClient(cluster, transport)
+
+
+async def ended(target: RayTarget) -> str | None:
+    """How the Slurm job of a Ray cluster has ended, in words; None while it waits or runs.
+
+    A Ray cluster's job has been seen to run, so one that squeue does not list any more has ended.
+
+    :raises LoginNodeUnreachable: no connection.
+    :raises SlurmUnreachable: slurmctld does not answer.
+    """
+    if not (target.cluster and target.job_id and target.directory):
+        return None
+    async with slurm_client(target.cluster) as slurm:
+        info = await slurm.look_up(target.job_id, target.directory)
+    who = f"Slurm job {target.job_id} on cluster {target.cluster!r}"
+    if info is None:
+        return f"{who} is not known to Slurm any more"
+    if info.phase is not Phase.ENDED:
+        return None
+    return f"{who} {info.meaning.meaning}: {info.state}{f', on {info.nodes}' if info.nodes else ''}"
+
+
+async def read_json(cluster_name: str, path: str) -> Any:
+    """A small JSON file on the cluster; None while it is not there.
+
+    :raises LoginNodeUnreachable: no connection.
+    """
+    async with slurm_client(cluster_name) as slurm:
+        try:
+            return json.loads(await slurm.read(path))
+        except (CommandFailed, ValueError):
+            return None

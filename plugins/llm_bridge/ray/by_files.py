@@ -1,0 +1,175 @@
+"""Follow a Ray job on a cluster of ours: by the files that it writes, by Slurm's word on its cluster, and by Ray's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from contextlib import aclosing
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger
+
+from llm_bridge.config.load import load_cluster
+from llm_bridge.ray.client import ENDED, RayRefused, RayTarget, RayUnreachable, ray_client
+from llm_bridge.slurm.info import JobInfo
+from llm_bridge.slurm.output import Output
+from llm_bridge.slurm.states import Phase
+from llm_bridge.slurm.watcher import Watcher, watcher_for
+from llm_bridge.transport import LoginNodeUnreachable
+
+# When a node dies, the driver often ends before Slurm says so: give Slurm this long to name the real cause.
+CAUSE_SECONDS = 15.0
+# What Ray says and what the files say of the same end may be so far apart.
+SAME_END_SECONDS = 10.0
+# A job that has not started after so long is worth a word.
+LATE_SECONDS = 60.0
+
+
+class ByFiles:
+    """Follows one job.
+
+    Output and end come from files beside the job's settings (``include/jobs/ray_job.sh``), so they are there whatever
+    became of the cluster. Ray is asked seldom, for what the files cannot tell: a driver that was killed outright, or
+    that Ray could never start.
+
+    :param trigger: whose log the output goes to.
+    :param directory: the submission's, on the cluster.
+    :param poll_seconds: between two questions to Ray.
+    """
+
+    def __init__(
+        self,
+        trigger: BaseTrigger,
+        target: RayTarget,
+        submission_id: str,
+        directory: str,
+        poll_seconds: float,
+    ) -> None:
+        self._trigger = trigger
+        self._log = trigger.log
+        self._target = target
+        self._submission_id = submission_id
+        self._directory = directory
+        self._poll_seconds = poll_seconds
+        self._lines: list[str] = []
+
+    async def outcome(self) -> dict[str, Any]:
+        """Follow it to its end; ``status`` and what goes with it."""
+        assert self._target.cluster
+        watcher = watcher_for(await asyncio.to_thread(load_cluster, self._target.cluster))
+        over = asyncio.Event()
+        driver = asyncio.create_task(self._follow_driver(watcher, over))
+        allocation = asyncio.create_task(self._follow_allocation(watcher))
+        ray = asyncio.create_task(self._ask_ray(over))
+        tasks: set[asyncio.Task[Any]] = {driver, allocation, ray}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not driver.done():
+                await asyncio.wait({driver}, timeout=SAME_END_SECONDS)
+            over.set()
+            files = await driver
+            end = files.get("outcome.json")
+            if end and end["exit_code"] == 0:
+                return self._found("SUCCEEDED", files)
+            await asyncio.wait({allocation}, timeout=CAUSE_SECONDS)
+            if allocation.done() and not _before(end, allocation.result()["outcome"]):
+                return self._found("ALLOCATION_ENDED", files, **allocation.result())
+            await asyncio.wait({ray}, timeout=SAME_END_SECONDS)
+            return {**self._found("FAILED", files), **(ray.result() if ray.done() else {})}
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _found(self, status: str, files: dict[str, Any], **found: Any) -> dict[str, Any]:
+        own = {name: files.get(f"{name}.json") for name in ("outcome", "result", "reason")}
+        return {"status": status, "last_lines": self._lines, **own, **found}
+
+    async def _follow_driver(self, watcher: Watcher, over: asyncio.Event) -> dict[str, Any]:
+        """Show the driver's output; the files that it left."""
+        assert self._target.job_id
+        output = Output(self._trigger, f"{self._directory}/output.log")
+        files: dict[str, Any] = {}
+        following = watcher.follow(
+            self._target.job_id, self._directory, note=output.note, resume=output.resume, part=over
+        )
+        async with aclosing(following) as updates:
+            async for update in updates:
+                output.show(update)
+                self._lines = output.last
+                if update.notice:
+                    self._log.warning("%s", update.notice)
+                files |= {name: content for name, content in update.files.items() if content is not None}
+        return files
+
+    async def _follow_allocation(self, watcher: Watcher) -> dict[str, Any]:
+        """Wait until the Slurm job of the cluster has ended or starts anew; both end all Ray jobs on it."""
+        assert self._target.job_id and self._target.directory
+        files: dict[str, Any] = {}
+        first: JobInfo | None = None
+        last = None
+        following = watcher.follow(self._target.job_id, self._target.directory, output=False)
+        async with aclosing(following) as updates:
+            async for update in updates:
+                last = update
+                files |= update.files
+                if update.info is None:
+                    continue
+                if first and (update.info.restarts > first.restarts or update.info.phase is Phase.WAITING):
+                    break
+                first = first or (update.info if update.info.phase is Phase.RUNNING else None)
+        assert last
+        return {
+            "info": last.info.as_dict() if last.info else None,
+            "reason": files.get("reason.json"),
+            "outcome": files.get("outcome.json"),
+            "notice": last.notice,
+        }
+
+    async def _ask_ray(self, over: asyncio.Event) -> dict[str, Any]:
+        """Ask now and then, and often once the driver is over; what Ray says of the job when it has ended."""
+        began, said = time.monotonic(), ""
+        while True:
+            try:
+                async with ray_client(self._target) as client:
+                    while True:
+                        job = await client.job(self._submission_id)
+                        if job is None:
+                            notice = (
+                                f"Ray does not know it: Slurm job {self._target.job_id} has a new Ray cluster"
+                            )
+                            return {"status": "LOST", "notice": notice}
+                        if job["status"] in ENDED:
+                            return {"status": job["status"], "job": job}
+                        late = time.monotonic() - began > LATE_SECONDS
+                        said = self._say(said, job if late else {})
+                        await _sleep(self._poll_seconds, over)
+            except (RayRefused, RayUnreachable, LoginNodeUnreachable) as error:
+                if said != "away":
+                    self._log.warning("Ray is away, its job is followed by its files alone: %s", error)
+                said = "away"
+                await _sleep(max(self._poll_seconds, 5.0), over)
+
+    def _say(self, said: str, job: dict[str, Any]) -> str:
+        """Say what Ray says of a job that has not started, once."""
+        if said == "away":
+            self._log.info("Ray answers again")
+        message = (job.get("message") or "").strip() if job.get("status") == "PENDING" else ""
+        if message and message != said:
+            self._log.info("Ray has not started it yet: %s", message)
+        return message
+
+
+async def _sleep(seconds: float, over: asyncio.Event) -> None:
+    if over.is_set():
+        await asyncio.sleep(min(1.0, seconds))
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):  # wait_for can swallow a cancellation (Python 3.11)
+            await over.wait()
+
+
+def _before(job: dict[str, Any] | None, allocation: dict[str, Any] | None) -> bool:
+    """Whether the job ended so long before its cluster that the cluster's end was not the cause."""
+    return bool(job and allocation and allocation["ended"] - job["ended"] > CAUSE_SECONDS)
