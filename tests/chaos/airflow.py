@@ -34,14 +34,14 @@ class FragileAirflow(LocalAirflow):
         self.signal(part)
         self.parts[part].wait()
         for pid, title in self._titles():
-            if "<idle>" in title and _parent(pid) == 1:
+            if "<idle>" in title and parent(pid) == 1:
                 kill(pid)
 
     def freeze(self, part: str) -> Callable[[], None]:
         """Stop a component and its children; returns what lets them go on."""
         pids = [
             self.parts[part].pid,
-            *(pid for pid in self.processes() if _parent(pid) == self.parts[part].pid),
+            *(pid for pid in self.processes() if parent(pid) == self.parts[part].pid),
         ]
         for pid in pids:
             kill(pid, signal.SIGSTOP)
@@ -70,17 +70,20 @@ class FragileAirflow(LocalAirflow):
             if title.startswith("airflow worker -- ") and "-" in title[18:]
         ]
 
-    def supervisors(self) -> list[int]:
-        """Pids of the processes that each watch over one of those."""
-        return [pid for pid, title in self._titles() if title.startswith("airflow supervisor")]
-
     def _titles(self) -> Iterator[tuple[int, str]]:
         for pid in self.processes():
-            with contextlib.suppress(OSError):
-                yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            yield pid, title(pid)
 
 
-def _parent(pid: int) -> int:
+def title(pid: int) -> str:
+    """Command line of a process, or what it has put there; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def parent(pid: int) -> int:
+    """0 if it is gone."""
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
     return 0
