@@ -74,9 +74,6 @@ class Transport(Protocol):
         :raises LoginNodeUnreachable: no connection.
         """
 
-    def forward(self, host: str, port: int) -> AbstractAsyncContextManager[tuple[str, int]]:
-        """``async with`` it: an address on this machine that leads to ``host:port`` as the login node sees it."""
-
     async def close(self) -> None:
         """End the connection."""
 
@@ -193,20 +190,6 @@ class SshTransport:
             finally:
                 process.close()
 
-    @asynccontextmanager
-    async def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
-        connection = await self._connected()
-        try:
-            listener = await connection.forward_local_port("127.0.0.1", 0, host, port)
-        except (asyncssh.Error, OSError) as error:
-            raise LoginNodeUnreachable(
-                f"cannot forward to {host}:{port} through {self.conn_id!r}: {error}"
-            ) from error
-        try:
-            yield "127.0.0.1", listener.get_port()
-        finally:
-            listener.close()
-
     async def close(self) -> None:
         if self._connection:
             self._connection.close()
@@ -279,10 +262,6 @@ class LocalTransport:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-
-    @asynccontextmanager
-    async def forward(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
-        yield host, port
 
     async def close(self) -> None:
         return None

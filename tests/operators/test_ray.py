@@ -6,8 +6,10 @@ import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 
 from llm_bridge.failures.errors import RayJobFailed, SlurmJobFailed
 from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
@@ -151,21 +153,15 @@ def test_a_request_without_the_token_is_refused(ray: dict[str, Any], slurm: Any)
 
 def test_a_wrong_token_is_told_as_such(ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a plain address, as a cluster of somebody else's would be reached."""
-    from urllib.parse import urlsplit
-
-    from llm_bridge.config.load import load_cluster
-    from llm_bridge.transport import connect
-
     monkeypatch.setenv("AIRFLOW_CONN_RAY_WRONG", json.dumps({"conn_type": "http", "password": "0" * 64}))
     where = urlsplit(ray["result"]["dashboard"])
 
     async def ask() -> Any:
-        async with (
-            connect(load_cluster("test")) as transport,
-            transport.forward(str(where.hostname), int(where.port or 0)) as (host, port),
-            ray_client(RayTarget(address=f"http://{host}:{port}", conn_id="ray_wrong")) as client,
-        ):
-            await client.job("any")
+        async with await SSHHookAsync(ssh_conn_id="slurm_test").get_conn() as ssh:
+            port = (await ssh.forward_local_port("127.0.0.1", 0, where.hostname, where.port)).get_port()
+            target = RayTarget(address=f"http://127.0.0.1:{port}", conn_id="ray_wrong")
+            async with ray_client(target) as client:
+                await client.job("any")
 
     with pytest.raises(RayRefused, match="refused the token"):
         asyncio.run(ask())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
+from airflow.sdk import BaseHook
 
 from llm_bridge.config.load import load_cluster
 from llm_bridge.slurm.client import SlurmClient
-from llm_bridge.transport import CommandFailed, connect
+from llm_bridge.transport import connect
 
+ANSWER_SECONDS = 20
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -56,10 +57,19 @@ def as_target(ray: RayTarget | dict[str, Any]) -> dict[str, Any]:
     return asdict(RayTarget(**{name: ray[name] for name in RayTarget.__dataclass_fields__ if name in ray}))
 
 
-class RayClient:
-    """One dashboard. Made by :func:`ray_client`."""
+# Method, path, JSON body or None -> HTTP status and text. Raises RayUnreachable.
+Ask = Callable[[str, str, Any], Awaitable[tuple[int, str]]]
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+
+class RayClient:
+    """One dashboard. Made by :func:`ray_client`.
+
+    :param ask: sends one request.
+    :param session: for the log of a cluster that is not ours, which is streamed.
+    """
+
+    def __init__(self, ask: Ask, session: aiohttp.ClientSession | None = None) -> None:
+        self._ask = ask
         self._session = session
 
     async def submit(self, submission_id: str, entrypoint: str, **options: Any) -> bool:
@@ -68,7 +78,7 @@ class RayClient:
         Ray answers a second submission of one id with HTTP 500 "... already exists", also after the job's end.
         """
         body = {"submission_id": submission_id, "entrypoint": entrypoint, **options}
-        status, answer = await self._call("POST", "/api/jobs/", json=body)
+        status, answer = await self._call("POST", "/api/jobs/", body)
         if status == 500 and "already exists" in str(answer):
             return False
         self._expect(status, answer, f"submit job {submission_id}")
@@ -95,7 +105,11 @@ class RayClient:
         return answer.get("logs") or ""
 
     async def follow_logs(self, submission_id: str) -> AsyncIterator[str]:
-        """The driver's output from its beginning, then as it is written; ends with the job."""
+        """The driver's output from its beginning, then as it is written; ends with the job.
+
+        Only of a cluster that is reached by its address; a job on a cluster of ours leaves its output in a file.
+        """
+        assert self._session
         try:
             async with self._session.ws_connect(
                 f"/api/jobs/{submission_id}/logs/tail", max_msg_size=0
@@ -106,18 +120,12 @@ class RayClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise RayUnreachable(f"the log of Ray job {submission_id} broke off: {error}") from error
 
-    async def _call(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+    async def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        status, text = await self._ask(method, path, body)
         try:
-            async with self._session.request(method, path, **options) as response:
-                text = await response.text()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RayUnreachable(
-                f"Ray's dashboard does not answer: {error or type(error).__name__}"
-            ) from error
-        try:
-            return response.status, json.loads(text)
+            return status, json.loads(text)
         except ValueError:
-            return response.status, text
+            return status, text
 
     @staticmethod
     def _expect(status: int, answer: Any, doing: str) -> None:
@@ -131,44 +139,52 @@ class RayClient:
 
 @asynccontextmanager
 async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
-    """A client of ``target``'s dashboard, through the cluster's SSH connection where it is a Slurm job.
-
-    :raises RayUnreachable: the cluster never became ready, so there is no address.
-    """
-    if target.address:
-        from airflow.sdk import BaseHook
-
-        token = (
-            (await asyncio.to_thread(BaseHook.get_connection, target.conn_id)).password
-            if target.conn_id
-            else None
-        )
-        async with _session(target.address, token) as client:
-            yield client
+    """A client of ``target``'s dashboard: from the login node where it is a Slurm job of ours, else by its address."""
+    if target.cluster:
+        cluster = await asyncio.to_thread(load_cluster, target.cluster)
+        async with connect(cluster) as transport:
+            yield RayClient(_from_login_node(SlurmClient(cluster, transport), target))
         return
-    assert target.cluster
-    cluster = await asyncio.to_thread(load_cluster, target.cluster)
-    async with connect(cluster) as transport:
-        slurm = SlurmClient(cluster, transport)
-        try:
-            dashboard = json.loads(await slurm.read(f"{target.directory}/cluster.json"))["dashboard"]
-            token = (await slurm.read(f"{target.directory}/ray_token")).strip()
-        except CommandFailed as error:
-            raise RayUnreachable(
-                f"the Ray cluster of Slurm job {target.job_id} has no address: {error}"
-            ) from error
-        where = urlsplit(dashboard)
-        async with (
-            transport.forward(where.hostname or "", where.port or 80) as (host, port),
-            _session(f"http://{host}:{port}", token) as client,
-        ):
-            yield client
-
-
-@asynccontextmanager
-async def _session(address: str, token: str | None) -> AsyncIterator[RayClient]:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    assert target.address
+    token = None
+    if target.conn_id:
+        token = (await asyncio.to_thread(BaseHook.get_connection, target.conn_id)).password
     # sock_read None: a log that is silent for an hour is no error; total bounds connect and ordinary calls.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=None)
-    async with aiohttp.ClientSession(base_url=address, headers=headers, timeout=timeout) as session:
-        yield RayClient(session)
+    async with aiohttp.ClientSession(
+        base_url=target.address,
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_SECONDS, sock_read=None),
+    ) as session:
+        yield RayClient(_by_address(session), session)
+
+
+def _by_address(session: aiohttp.ClientSession) -> Ask:
+    async def ask(method: str, path: str, body: Any) -> tuple[int, str]:
+        try:
+            async with session.request(method, path, json=body) as response:
+                return response.status, await response.text()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise RayUnreachable(
+                f"Ray's dashboard does not answer: {error or type(error).__name__}"
+            ) from error
+
+    return ask
+
+
+def _from_login_node(slurm: SlurmClient, target: RayTarget) -> Ask:
+    """Through ``include/login/ray_http.py``: the token stays on the cluster, and no port is forwarded."""
+
+    async def ask(method: str, path: str, body: Any) -> tuple[int, str]:
+        request = {
+            "directory": target.directory,
+            "method": method,
+            "path": path,
+            "body": body,
+            "seconds": ANSWER_SECONDS,
+        }
+        answer = await slurm.ask("ray_http", request, timeout=2 * ANSWER_SECONDS)
+        if "unreachable" in answer:
+            raise RayUnreachable(f"the Ray cluster of Slurm job {target.job_id}: {answer['unreachable']}")
+        return answer["status"], answer["text"]
+
+    return ask

@@ -297,6 +297,7 @@ _MODULES = {
     "attempts": ("rpc", "files", "done", "submit", "attempts"),
     "ours": ("rpc", "files", "ours"),
     "watch": ("watch",),
+    "ray_http": ("files", "ray_http"),
     "check": ("check",),
 }
 
