@@ -201,3 +201,19 @@ def test_a_cluster_that_cannot_come_up_leaves_no_job_behind(slurm: Any, new_task
     key = task.store.values["llm_bridge_attempt"]["key"]
     states = slurm.run("login", ["squeue", "-h", "-o", "%j"], user="svc").stdout
     assert key not in states
+
+
+def test_a_site_that_forbids_port_forwarding_is_no_obstacle(
+    ray: dict[str, Any], slurm: Any, new_task: Any
+) -> None:
+    def forwarding(word: str) -> None:
+        change = f"sed -i 's/^AllowTcpForwarding .*/AllowTcpForwarding {word}/' /etc/ssh/sshd_config"
+        assert slurm.run("login", ["sh", "-c", f"{change}; kill -HUP $(cat /run/sshd.pid)"]).returncode == 0
+
+    forwarding("no")
+    try:
+        task = new_task("ray-no-forwarding")
+        done = wait(task, submit(task, ray, "echo", "reached"))
+        assert done["status"] == "SUCCEEDED"
+    finally:
+        forwarding("yes")
