@@ -68,16 +68,12 @@ def post_training(
             train >> sft_merge
 
         with TaskGroup("ppo"):
+            ppo, ray_cluster = of("ppo", stages.ppo), of("ppo", stages.ray_cluster)
             ray_up = RayClusterOperator(
-                task_id="ray_up", job=of("ppo", stages.ray_cluster), trigger_rule=AFTER_SKIPPED
+                task_id="ray_up", job=ray_cluster, serves=ppo, trigger_rule=AFTER_SKIPPED
             ).as_setup()
-            submit = RaySubmitJobOperator(task_id="submit", ray=ray_up.output, job=of("ppo", stages.ppo))
-            wait = RayJobSensor(
-                task_id="wait",
-                submitted=submit.output,
-                job=of("ppo", stages.ppo),
-                ray_cluster=of("ppo", stages.ray_cluster),
-            )
+            submit = RaySubmitJobOperator(task_id="submit", ray=ray_up.output, job=ppo)
+            wait = RayJobSensor(task_id="wait", submitted=submit.output, job=ppo, ray_cluster=ray_cluster)
             ray_down = SlurmCancelOperator(task_id="ray_down", stage=_ray_stage).as_teardown(setups=ray_up)
             ray_up >> submit >> wait >> ray_down
 

@@ -123,6 +123,21 @@ def test_a_second_run_finds_model_and_data_there(stack: Any, full_run: str) -> N
     assert len(result["skipped"]) == 2
 
 
+def test_clearing_a_finished_run_runs_nothing_again_and_says_so(stack: Any, full_run: str) -> None:
+    api = stack.airflow.api()
+    model = api.xcom("post_training", full_run, "summary", "summary")["model"]
+    before = slurm_jobs(stack)
+    clear = {"dag_run_id": full_run, "dry_run": False, "only_failed": False, "reset_dag_runs": True}
+    api.ask("POST", "/api/v2/dags/post_training/clearTaskInstances", json=clear)
+    assert api.wait("post_training", full_run, 240) == "success"
+    assert slurm_jobs(stack) == before
+    skipped = {task for task, state in stack.states(full_run).items() if state == "skipped"}
+    assert skipped == {"ppo.ray_up", "ppo.submit", "ppo.wait", "ppo.ray_down"}
+    for task in ("sft.train", "ppo.ray_up", "upload.run"):
+        assert "nothing to do" in stack.log(full_run, task) and "force_stages" in stack.log(full_run, task)
+    assert api.xcom("post_training", full_run, "summary", "summary")["model"] == model
+
+
 @pytest.mark.parametrize(
     ("conf", "said"),
     [
@@ -200,6 +215,12 @@ def wait_for_job(stack: Any, run_id: str, task_id: str, timeout: float = 120) ->
             return str(job["job_id"])
         time.sleep(1)
     raise AssertionError(f"{task_id} did not submit its job within {timeout} s: {stack.states(run_id)}")
+
+
+def slurm_jobs(stack: Any) -> list[str]:
+    """All jobs that there ever were."""
+    ask = ["sacct", "-X", "-n", "-P", "-S", "now-1days", "-o", "JobID"]
+    return sorted(stack.cluster.run("login", ask, user="svc").stdout.split())
 
 
 def cat(stack: Any, path: str) -> str:

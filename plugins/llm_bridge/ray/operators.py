@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowSkipException
+
 from llm_bridge.config.load import check_model
+from llm_bridge.ray import allocation
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import as_target, ray_client
 from llm_bridge.ray.job import RayJob
-from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Where, stop_and_wait, submit_once
+from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Where, of_ray_job, stop_and_wait, submit_once
 from llm_bridge.slurm.attempts import stored
+from llm_bridge.slurm.away import AWAY
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, cancel_and_wait
 from llm_bridge.slurm.on_kill import CancelsIfMarked
 from llm_bridge.slurm.operators import SlurmSubmitOperator
@@ -28,6 +32,8 @@ class RayClusterOperator(SlurmSubmitOperator):
     The Slurm job goes on afterwards; a ``SlurmCancelOperator`` as teardown ends it on every path.
 
     :param job: as for ``SlurmSubmitOperator``, with ``template="ray_cluster"``.
+    :param serves: the Ray job that the cluster is for, or a callable that makes one from the task's context: when its
+        result is there already, the task is skipped, and the tasks behind it with it.
     :returns: as ``SlurmSubmitOperator``; ``result`` is the cluster's ``cluster.json`` (addresses, nodes,
         phases; no token).
     :raises SlurmJobFailed: the job ended, or was cancelled by us, before the cluster was ready.
@@ -35,6 +41,19 @@ class RayClusterOperator(SlurmSubmitOperator):
 
     ready_file = "cluster.json"
     ui_color = "#d5e8d4"
+
+    def __init__(self, *, serves: RayJobSource | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.serves = serves
+
+    def execute(self, context: Context) -> Any:
+        if self.serves:
+            job = self.describe(context)
+            try:
+                skip_if_made(job.cluster, job_from(self.serves, context))
+            except AWAY as error:
+                self.wait_for(job.cluster, error, job.directory)
+        return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The cluster is ready, or it will never be: then nothing of it may stay behind."""
@@ -56,6 +75,7 @@ class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
     :returns: ``{"submission_id", "attempt_directory", "python", ...the target}``, for ``RayJobSensor``. Where the Slurm
         job of the Ray cluster has ended, ``submission_id`` is None: nothing was submitted, and a ``RayJobSensor`` that
         knows how brings up a cluster of its own.
+    :raises AirflowSkipException: the result that ``job`` would make is there.
     :raises RayRefused: the cluster refuses the job or the token.
     """
 
@@ -81,11 +101,13 @@ class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
         if self.job is None:
             job = check_model(RayJob, {"entrypoint": self.entrypoint}, f"task {self.task_id!r}")
         else:
-            job = self.job(context) if callable(self.job) else self.job
+            job = job_from(self.job, context)
         where = Where.of(self.ray)
         self.answer_for_job(context["ti"], lambda: self._cancel(context, where))
         found: dict[str, Any] = {"submission_id": None, "attempt_directory": None}
         try:
+            if where.target.cluster:
+                skip_if_made(where.target.cluster, job)
             attempt = asyncio.run(submit_once(context, where, job))
             found = {"submission_id": attempt.key, "attempt_directory": attempt.directory or None}
         except ClusterGone as gone:
@@ -101,3 +123,30 @@ class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
         if attempt:
             async with ray_client(where.target) as client:
                 await stop_and_wait(client, attempt.key, CANCEL_SECONDS)
+
+
+def job_from(source: RayJobSource, context: Context) -> RayJob:
+    """The job that an operator was given, or what makes it."""
+    return source(context) if callable(source) else source
+
+
+def skip_if_made(cluster: str, job: RayJob) -> None:
+    """Skip the task if the job's result is there.
+
+    :raises AirflowSkipException: so it is; the text says where, and how to make it again.
+    """
+    if not job.result or not job.directory:
+        return
+    if done := asyncio.run(
+        _look_for(cluster, job.directory, job.result.request(of_ray_job(job), fresh=True))
+    ):
+        raise AirflowSkipException(
+            f"nothing to do: {done['directory']} has made this result, with the same settings and from the same inputs. "
+            f"To make it again: `touch {job.directory}/force` on the cluster and clear the task, or name the stage in "
+            "force_stages"
+        )
+
+
+async def _look_for(cluster: str, directory: str, stage: dict[str, Any]) -> dict[str, Any] | None:
+    async with allocation.slurm_client(cluster) as slurm:
+        return await slurm.done(directory, stage)
