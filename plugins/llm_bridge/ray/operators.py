@@ -142,7 +142,7 @@ def skip_if_made(cluster: str, job: RayJob) -> None:
     ):
         raise AirflowSkipException(
             f"nothing to do: {done['directory']} has made this result, with the same settings and from the same inputs. "
-            f"To make it again: `touch {job.directory}/force` on the cluster and clear the task, or name the stage in "
+            f"To make it again: `touch {job.directory}/force` on the cluster and clear it, or name the stage in "
             "force_stages"
         )
 
