@@ -137,13 +137,12 @@ def skip_if_made(cluster: str, job: RayJob) -> None:
     """
     if not job.result or not job.directory:
         return
-    if done := asyncio.run(
-        _look_for(cluster, job.directory, job.result.request(of_ray_job(job), fresh=True))
-    ):
+    stage = job.result.request(of_ray_job(job), fresh=True)
+    if done := asyncio.run(_look_for(cluster, job.directory, stage)):
         raise AirflowSkipException(
-            f"nothing to do: {done['directory']} has made this result, with the same settings and from the same inputs. "
-            f"To make it again: `touch {job.directory}/force` on the cluster and clear it, or name the stage in "
-            "force_stages"
+            "nothing to do: this result is there, made with the same settings and from the same inputs: "
+            f"{done['directory']}. To make it again: `touch {job.directory}/force` on the cluster and clear the task, "
+            "or name the stage in force_stages"
         )
 
 
