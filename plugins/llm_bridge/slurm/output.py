@@ -21,6 +21,7 @@ from airflow.configuration import conf
 from airflow.triggers.base import BaseTrigger
 from airflow.utils.helpers import log_filename_template_renderer
 
+from llm_bridge.progress import Progress
 from llm_bridge.slurm.watcher import Update
 
 LAST_LINES = 30
@@ -50,6 +51,7 @@ class Output:
         self._mark = uuid.uuid4().hex
         # Ends of lines that this try's log has although they come again.
         self._has: set[int] = set()
+        self._progress = Progress()
 
     @property
     def note(self) -> dict[str, Any] | None:
@@ -96,6 +98,8 @@ class Output:
             if update.offset + end not in self._has:
                 self._log.info(line, loc=f"{self._name}:{update.offset + end}")
             self.last = [*self.last[1 - LAST_LINES :], line]
+            if step := self._progress.read(line):
+                self._log.info("[progress] %s", step)
 
     def _shown(self, every: bool) -> set[int] | None:
         """Ends of the lines in this try's log files here, or of the last; None if they lack what was just logged."""
