@@ -22,7 +22,7 @@ TASKS = {
     "merge": "merge.run",
     "upload": "upload.run",
 }
-PPO, PPO_SUBMIT = "ppo.wait", "ppo.submit"
+PPO = "ppo.wait"
 ACTIVE = {"scheduled", "queued", "running", "deferred"}
 BROKEN = {"failed", "up_for_retry"}
 # Airflow's words that would mislead here: a deferred task has a job that queues or runs.
@@ -124,8 +124,8 @@ class Stages:
         known = (task_id, task.get("try_number") or 0)
         if known not in self._jobs:
             if task_id == PPO:
-                submitted = self.api.xcom(self.dag_id, self.run_id, PPO_SUBMIT) or {}
-                job = {"job_id": submitted.get("submission_id")}
+                ray_job = self.api.xcom(self.dag_id, self.run_id, PPO, "ray_job") or {}
+                job = {"job_id": ray_job.get("submission_id")}
             else:
                 job = self.api.xcom(self.dag_id, self.run_id, task_id, "slurm_job") or {}
             if not job.get("job_id"):

@@ -86,7 +86,7 @@ def test_the_words_of_states():
 
 def test_a_ray_job_is_shown_by_its_submission_id():
     ended = {"state": "success", "start_date": "2026-11-22T23:24:00Z", "end_date": "2026-11-22T23:26:23Z"}
-    api = Answers({"ppo.wait": ended}, {("ppo.submit", "return_value"): {"submission_id": "llmb-1"}})
+    api = Answers({"ppo.wait": ended}, {("ppo.wait", "ray_job"): {"submission_id": "llmb-1"}})
     row = rows_of(api)["ppo"]
     assert row.reported() == {
         "name": "ppo",

@@ -91,7 +91,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             ),
         }
         airflow = LocalAirflow(
-            folder / "airflow", ROOT / "dags", ROOT / "plugins", env=environment, port=free_port(8180)
+            folder / "airflow", dags(folder / "dags"), ROOT / "plugins", env=environment, port=free_port(8180)
         )
         airflow.start()
         api = airflow.api()
@@ -106,6 +106,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         web.shutdown()
 
 
+def dags(folder: Path) -> Path:
+    """dags/ with one more that runs the tiny recipe every night."""
+    shutil.copytree(ROOT / "dags", folder)
+    shutil.copytree(ROOT / "tests" / "e2e" / "dags", folder, dirs_exist_ok=True)
+    return folder
+
+
 def include(folder: Path, cluster: LocalCluster) -> Path:
     """include/ with the clusters of the tests: `test`, and two that are wrong in one thing each; alerts on."""
     shutil.copytree(ROOT / "include", folder)
@@ -118,6 +125,9 @@ def include(folder: Path, cluster: LocalCluster) -> Path:
     }
     for name, change in variants.items():
         (folder / "clusters" / f"{name}.yaml").write_text(yaml.safe_dump(site | change))
+    nightly = yaml.safe_load((folder / "recipes" / "tiny_cpu.yaml").read_text())
+    nightly["sft"]["verl"]["trainer"] |= {"total_epochs": 1, "save_freq": 3}
+    (folder / "recipes" / "nightly_tiny.yaml").write_text(yaml.safe_dump(nightly | {"cluster": "test"}))
     alerts = {
         "email": {"conn_id": "mail_test", "sender": "llm-bridge@example.org", "to": ["team@example.org"]},
         "http": {"conn_id": "hook_test", "endpoint": "/hook"},

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
+from datetime import datetime
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -82,6 +85,18 @@ def test_a_job_runs_and_its_output_is_in_the_log_once(
     done = wait(task, submit(task, ray, "python3", "-c", code))
     assert done["status"] == "SUCCEEDED"
     assert [line for line in logged() if line.startswith("line ")] == [f"line {i}" for i in range(5)]
+
+
+def test_its_output_is_in_the_log_within_two_seconds(
+    new_task: Any, ray: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = new_task("ray-live")
+    code = "import time\nfor i in range(8): print('at', time.time(), flush=True); time.sleep(0.7)"
+    wait(task, submit(task, ray, "python3", "-c", code))
+    rows = re.findall(r"^(\S+)Z \[info *\] at (\S+)", capsys.readouterr().out, re.MULTILINE)
+    late = [datetime.fromisoformat(f"{logged}+00:00").timestamp() - float(said) for logged, said in rows]
+    # The first lines may have been there before anybody looked.
+    assert len(late) == 8 and median(late) < 2, late
 
 
 def test_arguments_reach_the_entrypoint_as_data(new_task: Any, ray: dict[str, Any], logged: Any) -> None:

@@ -69,9 +69,9 @@ def _sentence(event: dict[str, Any]) -> str:
 def _ray_sentence(event: dict[str, Any], again: bool) -> str:
     target, job, outcome = event["target"], event["job"], event["outcome"]
     text = f"Ray job {event['submission_id']} "
-    if event["status"] == "ALLOCATION_ENDED":
+    if event["status"] == "ALLOCATION_ENDED" and event["info"]:
         text += f"lost its cluster: {_allocation(event)}"
-    elif job or outcome:
+    elif (job or outcome) and event["status"] != "ALLOCATION_ENDED":
         text += f"ended {event['status']}"
         details = {"driver_exit_code": outcome["exit_code"]} if outcome else {}
         details |= {name: job[name] for name in ("error_type", "driver_exit_code") if job and job.get(name)}
@@ -92,8 +92,6 @@ def _ray_sentence(event: dict[str, Any], again: bool) -> str:
 def _allocation(event: dict[str, Any]) -> str:
     """What became of the Slurm job that the Ray cluster was."""
     info, target = event["info"], event["target"]
-    if info is None:
-        return event["notice"]
     meaning = state_of(info["state"])
     # One that goes on has begun anew: its first life ended.
     what = meaning.meaning if meaning.phase is Phase.ENDED else "was put back into the queue and starts anew"

@@ -109,7 +109,9 @@ class ByFiles:
         files: dict[str, Any] = {}
         first: JobInfo | None = None
         last = None
-        following = watcher.follow(self._target.job_id, self._target.directory, output=False)
+        following = watcher.follow(
+            self._target.job_id, self._target.directory, ("reason.json",), output=False
+        )
         async with aclosing(following) as updates:
             async for update in updates:
                 last = update

@@ -126,7 +126,10 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         none_of_ours = own is None or own.over or own.was_cleared(context)
         if none_of_ours and not asyncio.run(allocation.ended(where.target)):
             asyncio.run(self._give_own_cluster_up(context))
-            return self._submit(context, where, own_cluster=False)
+            try:
+                return self._submit(context, where, own_cluster=False)
+            except ClusterGone as gone:
+                self.log.info("%s", gone)
         return self._bring_up(context)
 
     async def _has_done(self, context: Context, own: attempts.Attempt, last: attempts.Attempt) -> bool:
