@@ -36,6 +36,9 @@ HURRY_SECONDS = 30.0
 # A job that neither slurmctld nor accounting knows, and that left no outcome file, is given up after so long.
 LOST_SECONDS = 600.0
 MOST_PAUSE = 60.0
+# A follower whose place another one has taken belongs to a triggerer that Airflow had given up; it is ended as soon as
+# that triggerer looks. One that is still there after so long is wanted after all: the other one has died.
+RECLAIM_SECONDS = 15.0
 # squeue's reason for a job that Slurm put back and holds as its nodes would not start it, which is not the job's fault.
 HELD = "launch failed requeued held"
 MOST_RELEASES = 5
@@ -78,7 +81,7 @@ class _Watched:
     offset: int | None = None
     flood: Flood = field(default_factory=Flood)
     claimed: bool = False
-    taken: bool = False
+    taken_since: float | None = None
     info: JobInfo | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unknown_since: float | None = None
@@ -90,7 +93,7 @@ class _Watched:
     @property
     def settled(self) -> bool:
         """Whether it is known from where on the output is wanted, if it is."""
-        return self.note is None or self.taken or self.offset is not None
+        return self.note is None or (self.offset is not None and self.taken_since is None)
 
     @property
     def part_ended(self) -> bool:
@@ -99,7 +102,7 @@ class _Watched:
 
     def request(self, final: bool = False) -> dict[str, Any]:
         """What to ask watch.py about this job."""
-        wanted = self.offset is not None and not self.taken
+        wanted = self.offset is not None and self.taken_since is None
         return {
             "directory": self.directory,
             "files": [*self.files, "result.json", "reason.json"] if final else list(self.files),
@@ -114,7 +117,12 @@ class _Watched:
         self.seen |= seen["files"]
         if "outcome.json" in fresh:
             self.hurry_until = time.monotonic() + HURRY_SECONDS
-        self.taken = seen["taken"]
+        if not seen["taken"]:
+            self.taken_since = None
+        elif self.taken_since is None:
+            self.taken_since = time.monotonic()
+        elif time.monotonic() - self.taken_since > RECLAIM_SECONDS:
+            self.claimed, self.offset, self.taken_since = False, None, None
         data = base64.b64decode(seen["log"])
         if self.offset is not None and (data or seen["skipped"]):
             self.offset = seen["offset"] + len(data)
@@ -151,7 +159,8 @@ class Watcher:
             ``reason.json`` come with the last update anyway.
         :param output: whether the job's output is wanted.
         :param note: with ``follower``, this follower's name: who follows the output, kept on the cluster. A follower
-            whose place another one has taken gets no more output.
+            whose place another one has taken gets no more output and does not hear of the job's end; if nobody ends
+            it, it takes its place again.
         :param resume: called with the note of the follower before this one, if any; the byte to go on from.
         :param part: ``directory`` is of something that runs inside the Slurm job and ends by itself: with its outcome
             file, or when this event is set.
