@@ -3,14 +3,14 @@
 Each further line of standard input is a request; each answer is 8 digits with its length, and so many bytes of JSON.
 
 Request:  {"jobs": {id: {"directory", "files": [names], "log": null or {"offset", "max_bytes", "room", "final"},
-          "note": null or {"follower", "offset", ...}, "claim": bool}}}
+          "note": null or {"follower", "try", "offset", ...}, "claim": bool}}}
 Answer:   {"jobs": {id: {"files": {name: content}, "log": base64, "offset": of its first byte, "skipped": bytes,
           "more": bool, "held": note of an earlier follower, "taken": bool}}}
 
 `files` are small JSON files that may not exist yet. `log` brings whole lines, at most `max_bytes`; where more than
 `room` bytes wait, it goes on near the end and says how much it skipped. `note` is who follows the job's output and how
-far: it is kept beside the log (follower.json), so that a follower that comes after a crash knows where to go on
-(`claim`), and the one before it learns that it is not followed here any more (`taken`).
+far: it is kept beside the log (follower.TRY.json), so that a follower for the same try of a task that comes after a
+crash knows where to go on (`claim`), and the one before it learns that it is not followed here any more (`taken`).
 """
 
 import base64
@@ -79,7 +79,7 @@ def look(job):
     seen = {"log": "", "offset": 0, "skipped": 0, "more": False, "held": None, "taken": False}
     seen["files"] = {name: json_file(os.path.join(directory, name)) for name in job["files"]}
     if note:
-        path = os.path.join(directory, "follower.json")
+        path = os.path.join(directory, "follower.%s.json" % note["try"])
         seen["held"] = held = json_file(path)
         if job["claim"]:
             # What is known of the way so far stays until the new follower has found out for itself.

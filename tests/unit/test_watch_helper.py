@@ -83,10 +83,18 @@ def test_who_claims_the_output_learns_of_the_one_before_who_gets_no_more(tmp_pat
     second = {"follower": "b", "try": "1", "logs": "y", "offset": 0}
     assert look(tmp_path, None, note=second, claim=True)["held"] == first
     # Until the second has found out where to go on, the way so far stays known for a third.
-    assert json.loads((tmp_path / "follower.json").read_text()) == {**first, "follower": "b"}
+    assert json.loads((tmp_path / "follower.1.json").read_text()) == {**first, "follower": "b"}
     taken = look(tmp_path, note=first)
     assert taken["taken"] and taken["log"] == b""
     assert not look(tmp_path, note=second)["taken"]
+
+
+def test_another_task_that_shows_the_same_output_takes_nothing_away(tmp_path: Path) -> None:
+    (tmp_path / "output.log").write_bytes(b"one\n")
+    notes = [{"follower": name, "try": name, "logs": "x", "offset": 0} for name in ("a", "b")]
+    for note in notes:
+        assert look(tmp_path, None, note=note, claim=True)["held"] is None
+    assert [look(tmp_path, note=note)["log"] for note in notes] == [b"one\n"] * 2
 
 
 @pytest.mark.parametrize("text", [b"", b"abc", "aグ".encode(), b"\xff\xfe"])

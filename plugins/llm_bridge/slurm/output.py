@@ -1,8 +1,8 @@
 """A job's output as lines of the task's log: in order, none twice, none lost, whatever becomes of the triggerer.
 
 Every line is logged with the place in the output where it ends (``loc``), so what Airflow has of the output can be read
-from its own log files. Beside the output, on the cluster, ``follower.json`` says who follows it and how far: it tells a
-follower on another machine where to go on, and the one before it that it has been replaced.
+from its own log files. Beside the output, on the cluster, ``follower.TRY.json`` says who follows it and how far: it
+tells a follower on another machine where to go on, and the one before it that it has been replaced.
 """
 
 from __future__ import annotations
