@@ -30,6 +30,13 @@ class Job:
     ended: str = ""
 
     @property
+    def ran_after_done(self) -> bool:
+        """Whether Slurm ran it again when its work was finished."""
+        said = [(at, word) for life in self.lives.values() for word, at in life]
+        done = min((at for at, word in said if word == "done"), default=None)
+        return done is not None and any(word == "began" and at > done for at, word in said)
+
+    @property
     def done(self) -> bool:
         """Whether its work was finished."""
         return any(word == "done" for life in self.lives.values() for word, _ in life)
@@ -68,7 +75,8 @@ class Attempt:
         file, place, found = self.folder / "output.log", 0, {}
         for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
             place += len(line)
-            if line.strip():
+            # A job that Slurm runs again although it was done, when nobody follows it any more, says only this.
+            if line.strip() and not line.rstrip().endswith(b"ends at once: it was done before"):
                 found[place] = line.decode().rstrip("\n")
         return found
 

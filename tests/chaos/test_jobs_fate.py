@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.stack import Stack
 
+pytestmark = pytest.mark.long
 LONG = {"lines": 24, "pause": 1}
 
 
@@ -33,7 +34,6 @@ def test_a_job_that_slurm_runs_again_is_followed_under_its_id(stack: Stack) -> N
     assert {run: lives(stack, run) for run in nodes} == {run: [0, 1] for run in nodes}
 
 
-@pytest.mark.long
 def test_a_job_lost_to_its_node_or_to_its_time_limit_is_followed_by_one_new_job(stack: Stack) -> None:
     stack.run("job", "lost-node", requeue=False, node="n1", **LONG)
     stack.run("job", "time-limit", requeue=False, node="n2", **LONG)

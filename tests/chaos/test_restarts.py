@@ -9,10 +9,11 @@ import pytest
 
 from tests.chaos.stack import Stack
 
+pytestmark = pytest.mark.long
 AWAY_SECONDS = float(os.environ.get("CHAOS_AWAY_SECONDS", "20"))
 
 
-@pytest.mark.parametrize("accounting", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("accounting", [True, False])
 def test_all_of_airflow_may_crash_while_a_job_runs_and_another_ends_and_is_forgotten(
     stack: Stack, accounting: bool
 ) -> None:

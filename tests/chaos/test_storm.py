@@ -19,7 +19,7 @@ from tests.chaos.load import Load
 from tests.chaos.stack import ROOT, Stack
 from tests.chaos.verdict import judge
 
-FAULTS = int(os.environ.get("CHAOS_FAULTS", "10" if SHORT else "200"))
+FAULTS = int(os.environ.get("CHAOS_FAULTS", "6" if SHORT else "200"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 ORPHAN_SECONDS = float(os.environ.get("CHAOS_ORPHAN_SECONDS", "20" if SHORT else "900"))
 DRAIN_SECONDS = 900

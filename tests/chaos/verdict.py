@@ -38,6 +38,9 @@ def judge(ledger: Ledger, runs: list[Run]) -> tuple[dict[str, int], dict[str, li
             numbers["turned away"] += sum(not job.lives for job in ours if job.job_id != attempt.job_id)
             ran = [job for job in ours if job.lives]
             numbers["lives"] += sum(len(job.lives) for job in ran)
+            faults["doubled"] += [
+                f"{run.name}: {j.job_id} ran again when it was done" for j in ran if j.ran_after_done
+            ]
             if len(ran) > 1:
                 faults["doubled"].append(
                     f"{run.name}: {[job.job_id for job in ran]} ran as {attempt.folder.name}"

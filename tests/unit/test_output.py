@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,3 +121,19 @@ async def test_what_is_left_out_is_told_with_the_path(folder: Path) -> None:
     Output(triggerer, NAME).show(Update(log=b"x\n", offset=5_000_000, skipped=4_900_000))  # type: ignore[arg-type]
     said, line = triggerer.events()
     assert "4.9 MB of output are left out" in said and NAME in said and line == "x"
+
+
+async def test_the_end_is_told_when_the_last_line_is_in_the_log(folder: Path) -> None:
+    triggerer = Triggerer(folder, 1)
+    triggerer.info("starting")
+    slow = Output(triggerer, NAME)  # type: ignore[arg-type]
+    said: list[tuple[str, dict[str, Any]]] = []
+    slow._log = SimpleNamespace(info=lambda event, **more: said.append((event, more)))  # type: ignore[assignment]
+    slow.show(Update(log=b"one\ntwo\n"))
+    waiting = asyncio.create_task(slow.written())
+    for event, more in said:
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        triggerer.info(event, **more)
+    async with asyncio.timeout(0.9):
+        await waiting

@@ -12,6 +12,7 @@ import glob
 import json
 import re
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,8 @@ class Output:
         # Ends of lines that this try's log has although they come again.
         self._has: set[int] = set()
         self._progress = Progress()
+        # Where the last line ends that was logged.
+        self._end = 0
 
     @property
     def note(self) -> dict[str, Any] | None:
@@ -96,17 +99,43 @@ class Output:
             )  # fmt: skip
         for line, end in lines(update.log):
             if update.offset + end not in self._has:
-                self._log.info(line, loc=f"{self._name}:{update.offset + end}")
+                self._end = update.offset + end
+                self._log.info(line, loc=f"{self._name}:{self._end}")
             self.last = [*self.last[1 - LAST_LINES :], line]
             if step := self._progress.read(line):
                 self._log.info("[progress] %s", step)
 
+    async def written(self) -> None:
+        """Wait until the last line is in the log file.
+
+        A trigger's lines and its event take two ways to the process that writes them. Were that one killed in between,
+        the task would go on and nobody would ever log the lines.
+        """
+        deadline = time.monotonic() + MARK_SECONDS
+        while self._ti is not None and self._end and not await asyncio.to_thread(self._last_is_there):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(0.1)
+
+    def _last_is_there(self) -> bool:
+        wanted = f'"{self._name}:{self._end}"'.encode()
+        for file in self._files():
+            with file.open("rb") as stream:
+                stream.seek(max(0, file.stat().st_size - 8 * LONGEST_LINE))
+                if wanted in stream.read():
+                    return True
+        return False
+
+    def _files(self) -> Iterator[Path]:
+        """This try's log files of triggers here."""
+        pattern = f"{glob.escape(log_filename_template_renderer()(ti=self._ti))}.trigger.*.log"
+        return Path(conf.get("logging", "base_log_folder")).glob(pattern)
+
     def _shown(self, every: bool) -> set[int] | None:
         """Ends of the lines in this try's log files here, or of the last; None if they lack what was just logged."""
-        pattern = f"{glob.escape(log_filename_template_renderer()(ti=self._ti))}.trigger.*.log"
         ends: set[int] = set()
         marked = False
-        for file in Path(conf.get("logging", "base_log_folder")).glob(pattern):
+        for file in self._files():
             with file.open("rb") as stream:
                 for row in stream:
                     marked = marked or self._mark.encode() in row

@@ -98,6 +98,7 @@ class SlurmJobTrigger(BaseTrigger):
                 found |= {name: content for name, content in update.files.items() if content is not None}
                 ready = bool(self.ready_file and self.ready_file in found)
                 if ready or update.ended:
+                    await output.written()
                     return self._payload(update, found, output.last, ready=ready)
         raise AssertionError("the watcher ended without a last update")
 

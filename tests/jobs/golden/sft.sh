@@ -23,6 +23,12 @@ if [ -e closed ] || [ "$(cat job_id)" != "$SLURM_JOB_ID" ]; then
     exit 0
 fi
 
+# Its work is done: a slurmctld that crashed may have forgotten that, and have put the job back into the queue.
+if grep -qs '"exit_code": 0,' outcome.json; then
+    echo "[llm-bridge] Slurm job $SLURM_JOB_ID ends at once: it was done before"
+    exit 0
+fi
+
 # The job tells its own end in a file, so that nobody has to ask slurmctld for it. A requeued job starts afresh.
 rm -f outcome.json
 write_outcome() {
