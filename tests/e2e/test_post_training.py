@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -138,24 +139,29 @@ def test_clearing_a_finished_run_runs_nothing_again_and_says_so(stack: Any, full
     assert api.xcom("post_training", full_run, "summary", "summary")["model"] == model
 
 
-@pytest.mark.parametrize(
-    ("conf", "said"),
-    [
-        ({"base_model": "$(touch /tmp/pwned)/x"}, "base_model"),
-        ({"base_model": "/no/such/model"}, "/no/such/model cannot be read"),
-        ({"nodes": 9}, "Slurm on cluster 'test' refuses the job"),
-        ({"cluster": "wrong_partition"}, "invalid partition|Invalid partition"),
-        ({"cluster": "wrong_token"}, "the Hub .* refuses the token"),
-        ({"stages": ["upload"]}, "has no model to upload"),
-    ],
-)
-def test_what_cannot_work_fails_in_the_check_before_anything_is_submitted(
-    stack: Any, conf: dict[str, Any], said: str
-) -> None:
-    import re
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "shell": ({"base_model": "$(touch /tmp/pwned)/x"}, "base_model"),
+    "model": ({"base_model": "/no/such/model"}, "/no/such/model cannot be read"),
+    "nodes": ({"nodes": 9}, "Slurm on cluster 'test' refuses the job"),
+    "partition": ({"cluster": "wrong_partition"}, "invalid partition|Invalid partition"),
+    "token": ({"cluster": "wrong_token"}, "the Hub .* refuses the token"),
+    "upload": ({"stages": ["upload"]}, "has no model to upload"),
+}
 
-    run_id = f"bad-{abs(hash(str(conf)))}"
-    assert stack.run(run_id, timeout=120, **conf) == "failed"
+
+@pytest.fixture(scope="module")
+def wrong_runs(stack: Any) -> None:
+    """All at once: each waits for Airflow most of its time."""
+    for name, (conf, _) in WRONG.items():
+        stack.trigger(f"bad-{name}", **conf)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_work_fails_in_the_check_before_anything_is_submitted(
+    stack: Any, wrong_runs: None, name: str
+) -> None:
+    run_id, said = f"bad-{name}", WRONG[name][1]
+    assert stack.airflow.api().wait("post_training", run_id, 180) == "failed"
     states = stack.states(run_id)
     assert states["check"] == "failed" and states["prepare.run"] == "upstream_failed"
     assert re.search(said, stack.log(run_id, "check"))
