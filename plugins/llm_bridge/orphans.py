@@ -53,7 +53,8 @@ class ReapOrphansOperator(BaseOperator):
             owner = job["owner"]
             who = f"Slurm job {job['job_id']} ({job['state']}) of {owner['dag_id']}, run {owner['run_id']}"
             try:
-                state = str(ti.get_dagrun_state(dag_id=owner["dag_id"], run_id=owner["run_id"]))
+                state = ti.get_dagrun_state(dag_id=owner["dag_id"], run_id=owner["run_id"])
+                state = getattr(state, "value", state)  # str() of an enumeration is its name
             except AirflowRuntimeError:
                 self.log.warning("%s: this Airflow knows no such run; left alone", who)
                 found["unknown"].append(job["job_id"])

@@ -59,3 +59,20 @@ def test_a_job_cleared_before_its_task_waits_for_it_is_not_left_behind(stack: St
     stack.deferred("job", run)
     stack.mark("job", run, "failed")
     stack.until(lambda: stack.gone(new))
+
+
+def test_a_job_that_nobody_was_there_to_cancel_is_cancelled_by_the_second_sweep(
+    stack: Stack, run: str
+) -> None:
+    stack.run("once", run, **ENDLESS)
+    job_id = stack.began(run)
+    stack.deferred("once", run)
+    stack.airflow.kill("triggerer")
+    stack.mark("once", run, "failed")
+    stack.finished("once", run)
+    stack.airflow.revive("triggerer")
+    assert not stack.gone(job_id)
+    stack.run("sweep", run)
+    assert stack.finished("sweep", run) == {run: "success"}
+    assert stack.gone(job_id)
+    assert stack.api.xcom("sweep", run, "quick")["noted"] == [job_id]

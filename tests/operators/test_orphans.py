@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
+from airflow.utils.state import DagRunState
 
 from llm_bridge.orphans import ReapOrphansOperator
 from llm_bridge.slurm.operators import SlurmSubmitOperator
@@ -30,10 +31,10 @@ def orphan(task: Any, slurm: Any) -> Any:
 
 
 def sweep(task: Any, state: str | None, **options: Any) -> dict[str, list[str]]:
-    def run_state(dag_id: str, run_id: str) -> str:
+    def run_state(dag_id: str, run_id: str) -> DagRunState:
         if state is None or (dag_id, run_id) != (task.ti.dag_id, task.ti.run_id):
             raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR))
-        return state
+        return DagRunState(state)
 
     task.ti.get_dagrun_state = run_state
     return ReapOrphansOperator(task_id="test", cluster="test", **options).execute(task.context)
