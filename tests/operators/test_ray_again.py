@@ -106,6 +106,33 @@ def test_a_retry_follows_a_job_that_goes_on_and_submits_the_next_where_it_failed
     assert task.run(wait) == done
 
 
+def test_a_cluster_that_slurm_starts_anew_is_waited_for_and_gets_the_next_job(
+    new_task: Any, ray: dict[str, Any], slurm: Any, stage: str, cluster_job: SlurmJob
+) -> None:
+    """As after a preemption or a lost node, where the site requeues jobs."""
+    submitter, task = new_task("again-requeued"), new_task("again-requeued-wait")
+    place = f"{stage}/requeued"
+    submitted = submit(submitter, ray, python("import time; time.sleep(600)", place))
+    wait = sensor(submitted, python("print('anew')", place), cluster_job)
+    trigger = task.start(wait)
+
+    async def with_requeue() -> Any:
+        outcome = asyncio.create_task(trigger.outcome())
+        await asyncio.sleep(6)
+        await asyncio.to_thread(slurm.run, "ctl", ["scontrol", "requeue", ray["job_id"]])
+        return await outcome
+
+    event = asyncio.run(with_requeue())
+    with pytest.raises(RayJobFailed, match=r"lost its cluster: Slurm job \d+ .* starts anew: "):
+        wait.execute_complete(task.context, event)
+    task.retry()
+    again = task.start(wait)
+    assert isinstance(again, DashboardReachableTrigger)
+    asyncio.run(anext(again.run()))
+    assert task.run(wait)["status"] == "SUCCEEDED"
+    assert "slurm_job" not in task.xcoms, "it ran on the cluster that was submitted to"
+
+
 def test_a_submit_to_a_cluster_that_is_gone_submits_nothing_and_the_wait_brings_up_its_own(
     new_task: Any, ray: dict[str, Any], slurm: Any, stage: str, cluster_job: SlurmJob, logged: Any
 ) -> None:
