@@ -142,7 +142,7 @@ class Stack:
             return next((t for t in self.api.tasks(dag, run) if t["task_id"] == task), {})
         return {}
 
-    def finished(self, dag: str, *runs: str, seconds: float = 180) -> dict[str, str]:
+    def finished(self, dag: str, *runs: str, seconds: float = 600) -> dict[str, str]:
         """Wait for the ends of runs; run -> state."""
         return {run: self.api.wait(dag, run, seconds) for run in runs}
 
@@ -163,15 +163,15 @@ class Stack:
 
     def began(self, run: str, number: int = 1) -> str:
         """Wait until user code of a run's attempt runs and its task waits for it; the job's id."""
-        job_id = self.until(lambda: next(iter(self.ledger.began(run, number)), None), 90)
+        job_id = self.until(lambda: next(iter(self.ledger.began(run, number)), None), 240)
         return str(job_id)
 
     def deferred(self, dag: str, *runs: str) -> None:
         """Wait until the tasks of runs wait in the triggerer."""
         for run in runs:
-            self.until(lambda run=run: self.task(dag, run).get("state") == "deferred", 120)
+            self.until(lambda run=run: self.task(dag, run).get("state") == "deferred", 240)
 
-    def shown(self, run: str, text: str, seconds: float = 60, **which: Any) -> None:
+    def shown(self, run: str, text: str, seconds: float = 120, **which: Any) -> None:
         """Wait until a run's task log holds a text."""
         self.until(lambda: any(text in row.text for row in self.ledger.rows(run, **which)), seconds)
 

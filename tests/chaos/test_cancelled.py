@@ -26,7 +26,7 @@ def test_whatever_ends_a_task_cancels_its_job(stack: Stack) -> None:
             stack.deferred(dag, run)
             end_it()
     for run, job_id in job_ids.items():
-        stack.until(lambda job_id=job_id: stack.gone(job_id), 60)
+        stack.until(lambda job_id=job_id: stack.gone(job_id), 180)
         assert "terminated" in str(stack.ledger.jobs()[job_id].lives), f"{run}: it got no SIGTERM"
         assert len(stack.ledger.attempts(run)) == 1
     for run in ("marked-failed", "run-failed"):

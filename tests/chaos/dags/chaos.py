@@ -55,7 +55,7 @@ with dag("sensor", retries=30):
     submit = SlurmSubmitOperator(task_id="job", cluster="usual", wait=False, **JOB)
     SlurmJobSensor(task_id="sensor", submitted=submit.output, timeout=1800)
 
-with dag("run_limit", retries=0, dagrun_timeout=timedelta(seconds=45)):
+with dag("run_limit", retries=0, dagrun_timeout=timedelta(seconds=60)):
     SlurmSubmitOperator(task_id="job", cluster="quick", **JOB)
 
 with dag("task_limit", retries=0):
