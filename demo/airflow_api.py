@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_random
 
 ENDED = {"success", "failed"}
 
@@ -151,7 +152,14 @@ class AirflowApi:
 
     def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        return self._http.request(method, path, headers=headers, **more)
+        tries = Retrying(
+            # A busy SQLite answers "database is locked"; what may be asked twice is asked again.
+            retry=retry_if_result(lambda answer: answer.status_code == 500 and method in ("GET", "PATCH")),
+            wait=wait_random(1, 3),
+            stop=stop_after_attempt(5),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        return tries(self._http.request, method, path, headers=headers, **more)
 
     def _log_in(self) -> str:
         answer = self._http.post("/auth/token", json=self._login)
