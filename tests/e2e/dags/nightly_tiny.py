@@ -3,6 +3,6 @@
 from llm_bridge.pipeline import post_training
 
 dag = post_training("nightly_tiny", recipe="nightly_tiny", schedule="0 2 * * *")
+dag.params["stages"] = ["prepare", "sft", "ppo"]
 for task in dag.tasks:
     task.retries = 0
-    task.params["stages"] = ["prepare", "sft", "ppo"]
