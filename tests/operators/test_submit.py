@@ -302,3 +302,26 @@ def test_a_job_that_slurm_holds_since_it_could_not_start_it_is_let_go(
     trigger = task.start(submit("echo at last", sbatch={"options": {"hold": None}}))
     assert asyncio.run(trigger.outcome())["info"]["state"] == "COMPLETED"
     assert "at last" in logged()
+
+
+def test_a_cancelled_job_that_slurm_starts_again_ends_at_once(
+    task: Any, slurm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slurmctld that crashes right after the cancel forgets it and starts the job again (seen in chaos)."""
+    trigger = task.start(submit("touch ../again; sleep 60"))
+
+    async def told(trigger: Any) -> str:
+        return "failed"
+
+    monkeypatch.setattr("llm_bridge.slurm.triggers.task_state", told)
+    asyncio.run(trigger.on_kill())
+    state = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", trigger.job_id]
+    assert slurm.run("login", state, user="svc").stdout.strip() == "CANCELLED"
+    user_code = f"{trigger.directory.rpartition('/')[0]}/again"
+    slurm.run("login", ["rm", "-f", user_code], user="svc")
+    assert slurm.run("ctl", ["scontrol", "requeue", trigger.job_id]).returncode == 0
+    deadline = time.monotonic() + 60
+    while slurm.run("login", state, user="svc").stdout.strip() != "COMPLETED":
+        assert time.monotonic() < deadline, slurm.run("login", state, user="svc").stdout
+        time.sleep(0.5)
+    assert slurm.run("login", ["test", "-e", user_code], user="svc").returncode != 0
