@@ -317,7 +317,8 @@ sys.path.insert(0, {str(Path(ray_supervise.__file__).parent)!r})
 import ray_supervise
 ray_supervise.adopt_orphans()
 log = pathlib.Path({str(tmp_path / "log")!r})
-ray_supervise.start(["/bin/bash", "-c", "setsid bash -c \\"{hidden}\\" & exit 0"], log)
+pid, let_go = ray_supervise.start_held(["/bin/bash", "-c", "setsid bash -c \\"{hidden}\\" & exit 0"], log)
+let_go()
 time.sleep(0.5)
 found = ray_supervise.descendants(os.getpid())
 assert len(found) >= 2, found
