@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import check_model, load_cluster, load_recipe
-from llm_bridge.config.recipe import STAGES, JobSize, ModelSource, Recipe, RepoId, Stage
+from llm_bridge.config.recipe import STAGES, Allocation, JobSize, ModelSource, Recipe, RepoId, Stage
 from llm_bridge.config.values import AbsolutePath, Count, SlurmWord, Strict, Text
 from llm_bridge.keys import slug
 
@@ -92,6 +92,17 @@ class Plan(Strict):
         """What is uploaded: PPO's model, or SFT's in a run without PPO."""
         return self.ppo_model if "merge" in self.stages else self.sft_model
 
+    @property
+    def allocation(self) -> Allocation:
+        """How PPO comes by its nodes in this run; on its own where there is no SFT before it."""
+        both = {"sft", "ppo"} <= set(self.stages)
+        return self.recipe.allocation if both else "per_stage"
+
+    @property
+    def ahead_dir(self) -> str:
+        """Stage directory of Ray clusters that were queued while SFT ran."""
+        return f"{self.stage_dir('ppo')}/ahead"
+
     def size(self, stage: Stage) -> JobSize:
         return getattr(self.recipe, stage)
 
@@ -149,6 +160,14 @@ def _check(plan: Plan, cluster: Cluster) -> None:
             raise ConfigError(
                 f"{where}: stage {stage!r} asks for {asked} GPUs a node, a node has {cluster.gpus_per_node}: lower "
                 f"gpus_per_node in include/recipes/{plan.recipe.name}.yaml and raise nodes instead"
+            )
+    if plan.allocation == "shared":
+        sizes = {s: (plan.nodes(s), plan.gpus_per_node(s, cluster)) for s in TRAINING}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{s} {n} node(s) x {gpus} GPU(s)" for s, (n, gpus) in sizes.items())
+            raise ConfigError(
+                f"{where}: allocation 'shared' gives SFT and PPO the same nodes, but they ask for {told}: make them "
+                f"equal, or choose allocation per_stage or queue_ahead in include/recipes/{plan.recipe.name}.yaml"
             )
     if "upload" in plan.stages and not plan.recipe.hub.repo_id:
         raise ConfigError(
