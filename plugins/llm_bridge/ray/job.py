@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llm_bridge.config.values import AbsolutePath, SlurmWord, Strict
 from llm_bridge.slurm.fingerprint import Result
+
+RESOURCES = ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources")
 
 
 class RayJob(Strict):
@@ -15,6 +17,10 @@ class RayJob(Strict):
 
     Either ``entrypoint``, a command as a list of arguments, or ``program``, a Python file of ``include/jobs``
     that gets the path of its ``settings`` as its only argument; then ``directory`` is the stage's directory.
+
+    What the entrypoint itself is to have on the one node that it runs on, apart from the tasks and actors that it
+    starts: ``entrypoint_num_cpus``, ``entrypoint_num_gpus``, ``entrypoint_memory`` (bytes) and
+    ``entrypoint_resources``, names of other resources -> amounts. Without any of them Ray runs it on the head.
     """
 
     entrypoint: list[str] | None = None
@@ -25,6 +31,10 @@ class RayJob(Strict):
     result: Result | None = None
     # The dashboard shows it to everybody who reaches it: no secret belongs in here.
     runtime_env: dict[str, Any] = {}
+    entrypoint_num_cpus: float | None = Field(default=None, ge=0)
+    entrypoint_num_gpus: float | None = Field(default=None, ge=0)
+    entrypoint_memory: int | None = Field(default=None, ge=0)
+    entrypoint_resources: dict[str, Annotated[float, Field(gt=0)]] = {}
 
     @model_validator(mode="after")
     def _one_source(self) -> RayJob:
@@ -33,3 +43,17 @@ class RayJob(Strict):
         if self.program and not self.directory:
             raise ValueError("program needs directory, the stage's directory on the cluster")
         return self
+
+    @field_validator("entrypoint_resources")
+    @classmethod
+    def _others(cls, resources: dict[str, float]) -> dict[str, float]:
+        if own := {"CPU", "GPU", "memory"} & resources.keys():
+            raise ValueError(
+                f"{', '.join(sorted(own))}: use entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_memory"
+            )
+        return resources
+
+    def resources(self) -> dict[str, Any]:
+        """What the entrypoint asks for, as the Jobs API wants it."""
+        asked = {name: getattr(self, name) for name in RESOURCES}
+        return {name: value for name, value in asked.items() if value}

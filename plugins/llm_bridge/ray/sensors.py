@@ -17,6 +17,7 @@ from llm_bridge.ray.client import RayTarget, as_target
 from llm_bridge.ray.operators import RayClusterOperator, RayJobSource
 from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Standing, Where, standing, submit_once
 from llm_bridge.ray.triggers import RayJobTrigger
+from llm_bridge.ray.words import CANNOT_START
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.cancel import close_and_cancel
 from llm_bridge.slurm.job import SlurmJob
@@ -52,11 +53,13 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         that makes one. Its attempts go into ``DIRECTORY/again/attempt-N``.
     :param timeout: seconds after which the job is stopped and the task fails; they count anew with each job.
     :param poll_interval: seconds between two looks at the job's status; empty means the cluster file's.
+    :param pending_minutes: a job that Ray has not started after so long, and that asks for more than any node of the
+        cluster has, fails with that reason; None waits for ever. One that waits for what others use goes on waiting.
     :param deferrable: False waits in the worker.
     :returns: ``{"submission_id", "status", "run_s", "result"}``; ``result`` is what the job wrote to
         ``result.json`` beside its settings, if anything.
     :raises RayJobFailed: the job ended FAILED or STOPPED, or its allocation ended.
-    :raises RayJobCannotSucceed: so it did, and said that a retry cannot help.
+    :raises RayJobCannotSucceed: so it did, and said that a retry cannot help; or no node has what it asks for.
     :raises SlurmJobFailed: the cluster of its own did not come up.
     """
 
@@ -70,6 +73,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         job: RayJobSource | None = None,
         ray_cluster: JobSource | None = None,
         poll_interval: float | None = None,
+        pending_minutes: float | None = 10,
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -77,10 +81,15 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         super().__init__(**kwargs)
         if (job is None) != (ray_cluster is None):
             raise ValueError(f"task {self.task_id!r}: give both job and ray_cluster, or neither")
+        if pending_minutes is not None and pending_minutes <= 0:
+            raise ValueError(
+                f"task {self.task_id!r}: pending_minutes={pending_minutes}: more than 0, or None"
+            )
         self.submitted = submitted
         self.job = job
         self.ray_cluster = ray_cluster
         self.poll_interval = poll_interval
+        self.pending_minutes = pending_minutes
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> Any:
@@ -198,6 +207,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
             poll_seconds=poll,
             deadline=self._deadline(),
             own_stage=own_stage,
+            pending_until=None if self.pending_minutes is None else time.time() + self.pending_minutes * 60,
         )
         self.answer_for_job(context["ti"], trigger.stop)
         return self._wait(context, trigger, "execute_complete")
@@ -218,7 +228,8 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         elif bad_nodes:
             attempts.avoid(context, bad_nodes)
         if event["status"] != "SUCCEEDED":
-            final = (event["reason"] or {}).get("retry") is False and event["status"] != "ALLOCATION_ENDED"
+            said_final = (event["reason"] or {}).get("retry") is False
+            final = event["status"] == CANNOT_START or (said_final and event["status"] != "ALLOCATION_ENDED")
             raise (RayJobCannotSucceed if final else RayJobFailed)(event, again=self.job is not None)
         job, outcome = event["job"] or {}, event["outcome"]
         if outcome:

@@ -148,6 +148,7 @@ async def submit_once(context: Context, where: Where, job: RayJob, *, again: boo
             shlex.join(command),
             runtime_env=job.runtime_env,
             metadata={"llm_bridge": attempt.key},
+            **job.resources(),
         )
     log.info("%s Ray job %s", "submitted" if new else "found", attempt.key)
     return attempt
