@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.ray_report import bring_up, faults, idle, orphans, sharing, token
@@ -67,7 +68,7 @@ def show(report: dict[str, Any]) -> int:
         for number, row in enumerate(section.rows(report[section.name]) if section.name in report else []):
             wrong += row.good is False
             mark = {True: "yes", False: "NO", None: ""}[row.good]
-            table.add_row(section.title if number == 0 else "", row.what, row.found, mark)
+            table.add_row(section.title if number == 0 else "", row.what, escape(row.found), mark)
         table.add_section()
     Console(width=150).print(table)
     print(f"all of it: {REPORT}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from itertools import pairwise
@@ -33,16 +34,17 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
     """Bring clusters up one after the other, each size several times; the median counts."""
     sizes = {str(size): _middle([_once(cluster, size, n) for n in range(RUNS)]) for size in SIZES}
     small, large = sizes[str(SIZES[0])], sizes[str(SIZES[-1])]
-    per_node = large["cpu_s_of_a_worker"]
     cpus = os.cpu_count() or 1
+    # All nodes share this machine's CPUs, while on a real site each brings its own: so long the CPU time alone takes.
+    cpu_s = large["cpu_s_of_the_head"] + (SIZES[-1] - 1) * large["cpu_s_of_a_worker"]
     return {
         "nodes": sizes,
         "ratio_8_to_2": round(large["ready_s"] / small["ready_s"], 2),
         "wanted_ratio": WANTED_RATIO,
-        # Here all nodes share the machine's CPUs; on a real site every node brings its own.
-        "cpus_of_this_machine": cpus,
-        "cpu_s_of_six_more_nodes_on_these_cpus": round(6 * per_node / cpus, 1),
-        "ratio_without_that": round((large["ready_s"] - 6 * per_node / cpus) / small["ready_s"], 2),
+        "cpus": cpus,
+        "cpu_s_of_8_nodes": round(cpu_s, 1),
+        "least_s_for_8_nodes_on_these_cpus": round(cpu_s / cpus, 1),
+        "cpus_for_the_wanted_ratio": math.ceil(cpu_s / (WANTED_RATIO * small["ready_s"])),
     }
 
 
@@ -84,10 +86,9 @@ def rows(found: dict[str, Any]) -> list[Row]:
         shown.append(Row(f"{size} nodes ready", f"{one['ready_s']:.1f} s ({phases}; {cpu})"))
     ratio = found["ratio_8_to_2"]
     shown.append(Row("8 : 2 nodes", f"{ratio} (wanted {WANTED_RATIO})", ratio <= WANTED_RATIO))
-    more, cpus = found["cpu_s_of_six_more_nodes_on_these_cpus"], found["cpus_of_this_machine"]
-    without = found["ratio_without_that"]
-    told = f"{without} (six more nodes' CPU time on {cpus} CPUs: {more} s)"
-    shown.append(Row("8 : 2, were each node a machine", told, without <= WANTED_RATIO))
+    least, need = found["least_s_for_8_nodes_on_these_cpus"], found["cpus_for_the_wanted_ratio"]
+    told = f"{least} s: {found['cpu_s_of_8_nodes']} CPU s on {found['cpus']} CPUs; {WANTED_RATIO} needs {need} CPUs or more"
+    shown.append(Row("8 nodes can at best be ready in", told))
     return shown
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import ray_memory
 import ray_network
 import ray_ports
 import ray_setup
@@ -113,7 +114,8 @@ def run(node: Node) -> int:
     """Run Ray until it ends or is told to stop; the exit code of this task."""
     try:
         code = ray_supervise.wait_for(node.start_ray())
-        raise NodeProblem(f"Ray ended with exit code {code}: {ray_setup.cause(node.log)} (see {node.log})")
+        told = f"Ray ended with exit code {code}: {ray_setup.cause(node.log)}{ray_memory.hint()}"
+        raise NodeProblem(f"{told} (see {node.log})")
     except ray_supervise.Stopped as signal_name:
         say(f"stopping ({signal_name})", node.name)
         node.report("stopped", f"was stopped ({signal_name})")

@@ -189,4 +189,5 @@ def cause(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ended = [line for line in lines if "[exit code=" in line]
     errors = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)]
-    return (ended or errors or lines or ["it said nothing"])[-1][:300]
+    last = (ended or errors or lines or ["it said nothing"])[-1]
+    return re.sub(r"^\S+ \S+\s+[A-Z]+ \S+:\d+ -- ", "", last)[:300]  # Ray's time, level and source line

@@ -54,18 +54,20 @@ async def ended(target: RayTarget) -> str | None:
     return f"{who} {info.meaning.meaning}: {info.state}{f', on {info.nodes}' if info.nodes else ''}"
 
 
-async def cause(cluster_name: str, info: JobInfo) -> str:
-    """What Slurm knows beyond the state of a job that has ended: who cancelled it, or which of its nodes is down.
+async def cause(cluster_name: str, info: JobInfo, ran_on: str) -> str:
+    """What Slurm knows beyond the state of a job that has ended, or was put back into the queue: who cancelled it, or
+    which of its nodes is down.
 
     Empty where that is nothing, or where Slurm does not answer now: the state alone is told then.
+
+    :param ran_on: list of the nodes that it had.
     """
     try:
         async with slurm_client(cluster_name) as slurm:
             if info.state.startswith("CANCELLED"):
                 return await _cancelled_by(slurm, info)
-            if info.state == "NODE_FAIL" and info.nodes:
-                down = await slurm.down_nodes(info.nodes)
-                return f"({', '.join(f'{node} is {why}' for node, why in down.items())})" if down else ""
+            down = await slurm.down_nodes(ran_on) if ran_on else {}
+            return f"({', '.join(f'{node} is {why}' for node, why in down.items())})" if down else ""
     except AWAY as error:
         log.warning("could not ask Slurm why job %s ended: %s", info.job_id, error)
     return ""

@@ -59,6 +59,7 @@ class ByFiles:
         self._poll_seconds = poll_seconds
         self._pending_until = pending_until
         self._lines: list[str] = []
+        self._ran_on = ""
 
     async def outcome(self) -> dict[str, Any]:
         """Follow it to its end; ``status`` and what goes with it."""
@@ -127,6 +128,7 @@ class ByFiles:
                 if first and (update.info.restarts > first.restarts or update.info.phase is Phase.WAITING):
                     break
                 first = first or (update.info if update.info.phase is Phase.RUNNING else None)
+                self._ran_on = first.nodes if first else ""
         assert last
         return {
             "info": last.info.as_dict() if last.info else None,
@@ -136,11 +138,11 @@ class ByFiles:
         }
 
     async def _with_cause(self, found: dict[str, Any]) -> dict[str, Any]:
-        info = JobInfo(**found["info"]) if found["info"] else None
-        if info is None or info.phase is not Phase.ENDED:
+        if found["info"] is None:
             return found
         assert self._target.cluster
-        cause = await allocation.cause(self._target.cluster, info)
+        info = JobInfo(**found["info"])
+        cause = await allocation.cause(self._target.cluster, info, self._ran_on or info.nodes)
         return found | {"info": {**found["info"], "cause": cause}}
 
     async def _ask_ray(self, over: asyncio.Event) -> dict[str, Any]:
