@@ -87,7 +87,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
     ratio = found["ratio_8_to_2"]
     shown.append(Row("8 : 2 nodes", f"{ratio} (wanted {WANTED_RATIO})", ratio <= WANTED_RATIO))
     least, need = found["least_s_for_8_nodes_on_these_cpus"], found["cpus_for_the_wanted_ratio"]
-    told = f"{least} s: {found['cpu_s_of_8_nodes']} CPU s on {found['cpus']} CPUs; {WANTED_RATIO} needs {need} CPUs or more"
+    told = f"{least} s: {found['cpu_s_of_8_nodes']} CPU s, {found['cpus']} CPUs; {WANTED_RATIO} needs {need} CPUs"
     shown.append(Row("8 nodes can at best be ready in", told))
     return shown
 

@@ -11,7 +11,7 @@ from airflow.sdk import BaseSensorOperator
 
 from llm_bridge.config.load import load_cluster
 from llm_bridge.failures.errors import RayJobCannotSucceed, RayJobFailed, SlurmJobFailed
-from llm_bridge.ray import allocation
+from llm_bridge.ray import allocation, dashboard
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import RayTarget, as_target
 from llm_bridge.ray.operators import RayClusterOperator, RayJobSource
@@ -65,6 +65,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("submitted",)
     ui_color = "#d5e8d4"
+    operator_extra_links = (dashboard.RayDashboardLink(),)
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
                     self.submitted["submission_id"],
                     self.submitted["attempt_directory"],
                 )
-                return self._follow(context, where.target, submission_id, directory)
+                return self._follow(context, where, submission_id, directory)
             return self._run_again(context, where)
         except RAY_AWAY as error:
             self.wait_for_ray(where.target, error, self._own_stage(context))
@@ -131,7 +132,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         last = attempts.stored(context, STORE_KEY)
         if own and last and asyncio.run(self._has_done(context, own, last)):
             target = RayTarget(cluster=where.target.cluster, job_id=own.job_id, directory=own.directory)
-            return self._follow(context, target, last.key, last.directory, self._own_stage(context))
+            return self._follow(context, Where(target), last.key, last.directory, self._own_stage(context))
         none_of_ours = own is None or own.over or own.was_cleared(context)
         if none_of_ours and not asyncio.run(allocation.ended(where.target)):
             asyncio.run(self._give_own_cluster_up(context))
@@ -188,16 +189,18 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         job = self.job(context) if callable(self.job) else self.job
         attempt = asyncio.run(submit_once(context, where, job, again=True))
         own_stage = self._own_stage(context) if own_cluster else None
-        return self._follow(context, where.target, attempt.key, attempt.directory, own_stage)
+        return self._follow(context, where, attempt.key, attempt.directory, own_stage)
 
     def _follow(
         self,
         context: Context,
-        target: RayTarget,
+        where: Where,
         submission_id: str,
         directory: str | None,
         own_stage: str | None = None,
     ) -> Any:
+        target = where.target
+        dashboard.offer(context["ti"], target.cluster, where.dashboard)
         context["ti"].xcom_push(key="ray_job", value={"submission_id": submission_id, "directory": directory})
         poll = self.poll_interval or (load_cluster(target.cluster).poll_seconds if target.cluster else 15)
         trigger = RayJobTrigger(
