@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shlex
+import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.failures.errors import RayJobCannotSucceed
+from llm_bridge.ray import dashboard
 from llm_bridge.ray.job import RayJob
 from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.ray.sensors import RayJobSensor
@@ -83,33 +89,51 @@ def test_a_job_that_waits_for_what_another_uses_is_waited_for(new_task: Any, ray
     assert done["status"] == "SUCCEEDED" and time.monotonic() - began > 5
 
 
-def test_so_does_a_job_on_a_ray_cluster_of_somebody_else(
-    new_task: Any, ray: dict[str, Any], slurm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its address and token, as any Ray cluster is reached."""
-    token = slurm.run("login", ["cat", f"{ray['directory']}/ray_token"], user="svc").stdout
-    monkeypatch.setenv("AIRFLOW_CONN_RAY_PLAIN", json.dumps({"conn_type": "http", "password": token}))
-    where = urlsplit(ray["result"]["dashboard"])
-    argv = [
-        "ssh",
-        "-N",
-        "-i",
-        str(slurm.ssh_key),
-        "-p",
-        str(slurm.ssh_port),
-        "-o",
-        "ExitOnForwardFailure=yes",
-    ]
-    argv += ["-o", f"UserKnownHostsFile={slurm.known_hosts}", "-L", f"28265:{where.netloc}", "svc@127.0.0.1"]
-    forward = subprocess.Popen(argv)
+@pytest.fixture
+def address(ray: dict[str, Any], slurm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the ssh command of the log leads: what it says is done, with the test's key and host key."""
+    monkeypatch.setattr(dashboard, "LOCAL_PORT", 28265)
+    command = dashboard.ssh_command("test", ray["result"]["dashboard"])
+    ours = ["-i", str(slurm.ssh_key), "-o", f"UserKnownHostsFile={slurm.known_hosts}", "-o", "BatchMode=yes"]
+    forward = subprocess.Popen([*shlex.split(command), *ours])
     try:
-        time.sleep(2)
-        target = {"address": "http://127.0.0.1:28265", "conn_id": "ray_plain"}
-        good, bad = new_task("pending-plain"), new_task("pending-plain-never")
-        assert wait(good, submit(good, target, RayJob(entrypoint=["true"])))["status"] == "SUCCEEDED"
-        never = submit(bad, target, RayJob(entrypoint=["true"], entrypoint_resources={"fast": 1}))
-        with pytest.raises(RayJobCannotSucceed, match=r"asks for.* fast 1 on one node(.|\n)*fast 0"):
-            wait(bad, never)
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", 28265)):
+                break
+            time.sleep(0.1)
+        yield "http://127.0.0.1:28265"
     finally:
         forward.terminate()
         forward.wait()
+
+
+@pytest.fixture
+def token(ray: dict[str, Any], slurm: Any) -> str:
+    """From the file that the log names, as the job's user."""
+    told = dashboard.tell("test", ray["directory"], ray["result"]["dashboard"])
+    (path,) = re.findall(r"the token: (\S+) on the cluster", told)
+    assert slurm.run("login", ["cat", path], user="other").returncode != 0, "for nobody else"
+    return slurm.run("login", ["cat", path], user="svc").stdout
+
+
+def test_a_person_reaches_the_dashboard_by_the_ssh_command_and_the_token_of_the_log(
+    address: str, token: str
+) -> None:
+    assert "<html" in urllib.request.urlopen(address).read().decode()
+    asked = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    assert urllib.request.urlopen(asked).status == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{address}/api/jobs/")
+
+
+def test_a_job_on_a_ray_cluster_of_somebody_else_is_told_in_the_same_way(
+    new_task: Any, address: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its address and token, as any Ray cluster is reached."""
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_PLAIN", json.dumps({"conn_type": "http", "password": token}))
+    target = {"address": address, "conn_id": "ray_plain"}
+    good, bad = new_task("pending-plain"), new_task("pending-plain-never")
+    assert wait(good, submit(good, target, RayJob(entrypoint=["true"])))["status"] == "SUCCEEDED"
+    never = submit(bad, target, RayJob(entrypoint=["true"], entrypoint_resources={"fast": 1}))
+    with pytest.raises(RayJobCannotSucceed, match=r"asks for.* fast 1 on one node(.|\n)*fast 0"):
+        wait(bad, never)

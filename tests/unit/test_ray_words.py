@@ -102,3 +102,10 @@ def test_resources_are_sent_as_the_jobs_api_names_them_and_only_those_that_are_a
 def test_wrong_resources_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RayJob(entrypoint=["true"], **wrong)
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "token", "DB_PASSWORD"])
+def test_a_secret_in_runtime_env_is_refused_with_where_it_belongs(name: str) -> None:
+    with pytest.raises(ValidationError, match=rf"env_vars {name}: .*SlurmJob\.secrets"):
+        RayJob(entrypoint=["true"], runtime_env={"env_vars": {name: "x", "TOKENIZERS_PARALLELISM": "false"}})
+    RayJob(entrypoint=["true"], runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false", "MONKEY": "1"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from llm_bridge.config.values import AbsolutePath, SlurmWord, Strict
 from llm_bridge.slurm.fingerprint import Result
 
+SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|(API|ACCESS|SECRET|PRIVATE)_?KEY)$", re.IGNORECASE)
 RESOURCES = ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources")
 
 
@@ -29,7 +31,7 @@ class RayJob(Strict):
     directory: AbsolutePath | None = None
     # What the stage leaves behind, as in SlurmJob.
     result: Result | None = None
-    # The dashboard shows it to everybody who reaches it: no secret belongs in here.
+    # The dashboard and the Jobs API show it to everybody who reaches them: no secret belongs in here.
     runtime_env: dict[str, Any] = {}
     entrypoint_num_cpus: float | None = Field(default=None, ge=0)
     entrypoint_num_gpus: float | None = Field(default=None, ge=0)
@@ -43,6 +45,16 @@ class RayJob(Strict):
         if self.program and not self.directory:
             raise ValueError("program needs directory, the stage's directory on the cluster")
         return self
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _no_secret(cls, runtime_env: dict[str, Any]) -> dict[str, Any]:
+        if found := sorted(name for name in runtime_env.get("env_vars") or {} if SECRET.search(name)):
+            raise ValueError(
+                f"env_vars {', '.join(found)}: Ray shows a job's runtime_env to all who reach its dashboard. Give a "
+                "secret to the Ray cluster's Slurm job (SlurmJob.secrets): all jobs on it inherit it"
+            )
+        return runtime_env
 
     @field_validator("entrypoint_resources")
     @classmethod
