@@ -24,7 +24,7 @@ ERROR_TYPES = {
 # bash(1), EXIT STATUS
 SHELLS = {126: "its command may not be executed", 127: "its command was not found on the node"}
 SIGNALS = {
-    signal.SIGKILL: "it was killed outright, most often because memory ran out: look for 'oom' in the cluster's log",
+    signal.SIGKILL: "it was killed outright, most often because memory ran out",
     signal.SIGTERM: "it was told to end",
     signal.SIGSEGV: "it crashed in native code",
     signal.SIGABRT: "it gave up in native code",
