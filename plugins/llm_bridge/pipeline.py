@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from airflow.sdk import DAG, Param, TaskGroup
 from airflow.sdk.exceptions import AirflowSkipException
@@ -13,7 +13,7 @@ from llm_bridge import stages
 from llm_bridge.alerts import on_failure
 from llm_bridge.check import CheckOperator
 from llm_bridge.config.load import available
-from llm_bridge.config.recipe import STAGES, Stage
+from llm_bridge.config.recipe import STAGES, Allocation, Stage
 from llm_bridge.hub.operators import HubUploadOperator
 from llm_bridge.plan import Plan
 from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
@@ -145,6 +145,18 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             minimum=1,
             title="Nodes",
             description="For SFT and PPO each. Empty: the recipe's.",
+        ),
+        "allocation": Param(
+            "",
+            enum=["", *get_args(Allocation)],
+            values_display={
+                "": "(the recipe's)",
+                "per_stage": "each stage asks for its own",
+                "queue_ahead": "PPO's are queued for while SFT runs",
+                "shared": "SFT and PPO share one job",
+            },
+            title="Nodes of SFT and PPO",
+            description="How long to wait in a busy cluster's queue: docs/every-day.md.",
         ),
         "stages": Param(
             list(STAGES),

@@ -26,10 +26,11 @@ class Form(Strict):
     base_model: ModelSource | None = None
     repo_id: RepoId | None = None
     nodes: Count | None = None
+    allocation: Allocation | None = None
     stages: list[Stage] = list(STAGES)
     force_stages: list[Stage] = []
 
-    @field_validator("run_name", "base_model", "repo_id", "cluster", mode="before")
+    @field_validator("run_name", "base_model", "repo_id", "cluster", "allocation", mode="before")
     @classmethod
     def _blank_is_empty(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
@@ -135,6 +136,8 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str) -> Plan:
         changes["base_model"] = form.base_model
     if form.repo_id:
         changes["hub"] = recipe.hub.model_copy(update={"repo_id": form.repo_id})
+    if form.allocation:
+        changes["allocation"] = form.allocation
     if form.nodes:
         for stage in TRAINING:
             changes[stage] = getattr(recipe, stage).model_copy(update={"nodes": form.nodes})
@@ -167,7 +170,7 @@ def _check(plan: Plan, cluster: Cluster) -> None:
             told = ", ".join(f"{s} {n} node(s) x {gpus} GPU(s)" for s, (n, gpus) in sizes.items())
             raise ConfigError(
                 f"{where}: allocation 'shared' gives SFT and PPO the same nodes, but they ask for {told}: make them "
-                f"equal, or choose allocation per_stage or queue_ahead in include/recipes/{plan.recipe.name}.yaml"
+                f"equal in include/recipes/{plan.recipe.name}.yaml, or choose allocation per_stage or queue_ahead"
             )
     if "upload" in plan.stages and not plan.recipe.hub.repo_id:
         raise ConfigError(

@@ -85,7 +85,7 @@ def test_small_stages_ask_for_no_gpus() -> None:
         ({"nodes": "two"}, "nodes"),
         ({"stages": []}, "choose at least one of prepare, sft, ppo, merge, upload"),
         ({"stages": ["evil"]}, "'prepare', 'sft', 'ppo', 'merge' or 'upload'"),
-        ({"evil": 1}, "evil: no such key. Allowed here: base_model, cluster"),
+        ({"evil": 1}, "evil: no such key. Allowed here: allocation, base_model, cluster"),
         ({"recipe": "nope"}, "'nope' is not one of the recipes .* tiny_cpu"),
         ({"cluster": "nope"}, "'nope' is not one of the clusters .* local"),
         ({"stages": ["upload"]}, "has no model to upload"),
@@ -150,6 +150,11 @@ def test_a_queued_cluster_has_a_folder_of_its_own(include: Path) -> None:
     options = dict(ahead.after("12").directives(load_cluster("local")))
     assert (options["dependency"], options["kill-on-invalid-dep"]) == ("afterok:12", "yes")
     assert ray_ahead(allocated(include, "per_stage")) is None
+
+
+def test_the_forms_allocation_wins_over_the_recipes() -> None:
+    assert plan(allocation="shared").allocation == "shared"
+    assert plan(allocation="").allocation == "per_stage"
 
 
 @pytest.mark.parametrize("mode", ["queue_ahead", "shared"])
