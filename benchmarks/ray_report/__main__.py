@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.ray_report import bring_up, faults, idle, orphans, sharing, token
+from benchmarks.ray_report import allocation, bring_up, faults, idle, orphans, sharing, token
 from benchmarks.ray_report.support import Section, site
 
 REPORT = Path("build/ray/report.json")
@@ -29,6 +29,7 @@ SECTIONS: tuple[Section, ...] = (
     sharing.SECTION,
     idle.SECTION,
     orphans.SECTION,
+    allocation.SECTION,
 )
 
 
