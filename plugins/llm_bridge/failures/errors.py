@@ -102,7 +102,7 @@ def _allocation(event: dict[str, Any]) -> str:
     # One that goes on has begun anew: its first life ended.
     what = meaning.meaning if meaning.phase is Phase.ENDED else "was put back into the queue and starts anew"
     text = f"Slurm job {target['job_id']} on cluster {target['cluster']!r} {what}: {info['state']}"
-    text += f" {info['cause']}" if info.get("cause") else ""
+    text += f" {event['cause']}" if event.get("cause") else ""
     text += f", reason {info['reason']}" if info["reason"] else ""
     return text + (f", on {info['nodes']}" if info["nodes"] else "")
 

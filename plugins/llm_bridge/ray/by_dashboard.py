@@ -25,10 +25,10 @@ class ByDashboard:
 
     def __init__(
         self,
-        log: Any,
         target: RayTarget,
         submission_id: str,
         poll_seconds: float,
+        log: Any,
         pending_until: float | None = None,
     ) -> None:
         self._target = target

@@ -46,8 +46,8 @@ class ByFiles:
         self,
         trigger: BaseTrigger,
         target: RayTarget,
-        directory: str,
         submission_id: str,
+        directory: str,
         poll_seconds: float,
         pending_until: float | None = None,
     ) -> None:
@@ -143,7 +143,7 @@ class ByFiles:
         assert self._target.cluster
         info = JobInfo(**found["info"])
         cause = await allocation.cause(self._target.cluster, info, self._ran_on or info.nodes)
-        return found | {"info": {**found["info"], "cause": cause}}
+        return {**found, "cause": cause}
 
     async def _ask_ray(self, over: asyncio.Event) -> dict[str, Any]:
         """Ask now and then, and often once the driver is over; what Ray says of the job when it has ended."""

@@ -81,7 +81,19 @@ class RayJobTrigger(BaseTrigger):
         left = None if self.deadline is None else max(0.0, self.deadline - time.time())
         try:
             async with asyncio.timeout(left):
-                found = await self._follower(target).outcome()
+                if self.directory:
+                    found = await ByFiles(
+                        self,
+                        target,
+                        self.submission_id,
+                        self.directory,
+                        self.poll_seconds,
+                        self.pending_until,
+                    ).outcome()
+                else:
+                    found = await ByDashboard(
+                        target, self.submission_id, self.poll_seconds, self.log, self.pending_until
+                    ).outcome()
         except TimeoutError:
             self.log.warning("the task's own time limit has passed")
             if not self.own_stage:  # else it ends with its cluster
@@ -93,7 +105,7 @@ class RayJobTrigger(BaseTrigger):
         if found["status"] == CANNOT_START and not self.own_stage:
             await self._stop(patience=0)  # in case a node with what it wants joins now
         await self._end_own_cluster(None)
-        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome"))
+        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome", "cause"))
         known = {
             "submission_id": self.submission_id,
             "target": self.target,
@@ -101,12 +113,6 @@ class RayJobTrigger(BaseTrigger):
             "own": self.own_stage is not None,
         }
         return {"notice": "", "last_lines": [], **empty, **known, **found}
-
-    def _follower(self, target: RayTarget) -> ByFiles | ByDashboard:
-        about = (self.submission_id, self.poll_seconds, self.pending_until)
-        if self.directory:
-            return ByFiles(self, target, self.directory, *about)
-        return ByDashboard(self.log, target, *about)
 
     async def on_kill(self) -> None:
         """As :meth:`SlurmJobTrigger.on_kill`: stop the job only if the task really was marked."""
