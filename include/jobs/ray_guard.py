@@ -209,6 +209,7 @@ class Guard:
             self.step.wait(seconds)
         except subprocess.TimeoutExpired:
             say("not every node has stopped in time; Slurm ends the rest with the job")
+            self.step.kill()  # where Slurm does without cgroups, it would outlive the job, waiting for its nodes
 
 
 def host_names(node_list: str) -> list[str]:
