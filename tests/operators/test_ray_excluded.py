@@ -55,6 +55,7 @@ def test_a_node_that_fails_the_preflight_is_named_and_the_retry_does_without_it(
     finally:
         others("RESUME")
     try:
+        slurm.wait_for_nodes(timeout=60)
         task.retry()
         ready = task.run(up)
         assert "n2" not in [node["name"] for node in ready["result"]["nodes"]]
