@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import ray_network
+import ray_ports
 import ray_setup
+from sft import rendezvous_port
 
 DRIVER_SECONDS = 60  # a GPU that has fallen off the bus makes nvidia-smi hang
 CONNECT_SECONDS = 5.0
@@ -27,6 +29,7 @@ def run(wanted: dict[str, Any], node: str, shared: Path) -> tuple[list[str], lis
     """
     found = gpus(wanted["gpus_per_node"], wanted["device"])
     found += interface(node)
+    found += ports(int(os.environ["SLURM_JOB_ID"]), node == os.environ["LLM_BRIDGE_NODES"].split()[0])
     for path in (shared, Path(wanted["temp_dir"])):
         found += free_space(path, wanted["min_free_gib"])
     found += clock(shared, node, wanted["max_clock_skew_seconds"])
@@ -61,6 +64,21 @@ def interface(node: str) -> list[str]:
     except RuntimeError as error:
         return [str(error)]
     return []
+
+
+def ports(job: int, is_first: bool) -> list[str]:
+    """Ports for Ray, and on the first node the one at which torchrun's nodes meet."""
+    found = []
+    try:
+        ray_ports.choose(job, ray_ports.blocks(ray_ports.ephemeral_start()), ray_ports.taken)
+    except RuntimeError as error:
+        found.append(str(error))
+    meeting = rendezvous_port(job)
+    if is_first and not ray_ports.can_listen(meeting):
+        found.append(
+            f"port {meeting}, at which torchrun's nodes meet, is in use; another job id means another port"
+        )
+    return found
 
 
 def free_space(path: Path, gib: float) -> list[str]:

@@ -59,6 +59,8 @@ class Guard:
 
     def run(self, command: list[str]) -> None:
         """Everything; ends by Ending or Terminated only."""
+        waited = self.phases["environment"] - self.phases["allocated"]
+        say(f"nodes allocated, environment ready after {waited:.1f} s")
         self.nodes = host_names(os.environ["SLURM_JOB_NODELIST"])
         self._check_allocation()
         self.head_ip = ray_network.own_address(self.head)
@@ -207,6 +209,7 @@ class Guard:
             self.step.wait(seconds)
         except subprocess.TimeoutExpired:
             say("not every node has stopped in time; Slurm ends the rest with the job")
+            self.step.kill()  # where Slurm does without cgroups, it would outlive the job, waiting for its nodes
 
 
 def host_names(node_list: str) -> list[str]:

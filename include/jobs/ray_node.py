@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import ray_memory
 import ray_network
 import ray_ports
 import ray_setup
@@ -24,6 +25,7 @@ from job_io import read_json
 from ray_reports import NodeReports, say
 from ray_setup import NodeProblem
 
+HEAD_POLL = 0.25  # seconds
 STOP_GRACE = 1.5  # seconds: nothing in Ray is worth waiting for, and a site may have set KillWait to 3
 
 
@@ -46,7 +48,7 @@ class Node:
         NodeReports(self.attempt_dir).write(self.name, self.known)
 
     def start_ray(self) -> int:
-        """Check and prepare everything, then start Ray; its process id.
+        """Check and prepare everything, load Ray, start it when the head is there; its process id.
 
         Raises:
             NodeProblem, RuntimeError, OSError: it cannot run here; the text says why.
@@ -62,9 +64,6 @@ class Node:
         parent = Path(self.settings.get("temp_dir") or "/tmp/ray")
         self.folder = ray_setup.make_folder(parent, os.environ["SLURM_JOB_ID"])
         self.known |= {"ip": address, "block": block, "gpus": gpus, "cpus": cpus}
-        if not self.is_head:
-            self.report("waiting", f"waits for the head at {self.gcs}")
-            self._wait_for_head(deadline)
         command = ray_setup.ray_command(
             name=self.name,
             address=address,
@@ -75,8 +74,13 @@ class Node:
             temp_dir=self.folder / ray_setup.TEMP_DIR,
             object_store_gib=self.settings.get("object_store_gib"),
         )
+        pid, let_go = ray_supervise.start_held(command, self.log)
+        if not self.is_head:
+            self.report("waiting", f"waits for the head at {self.gcs}")
+            self._wait_for_head(deadline)
         self.report("running", "has started Ray, which has not registered yet")
-        return ray_supervise.start(command, self.log)
+        let_go()
+        return pid
 
     def _free_block(self) -> int:
         """Only the head's ports have to be known to others; here the same block may be in use."""
@@ -90,7 +94,12 @@ class Node:
                 raise NodeProblem(
                     f"cannot reach the head's GCS at {self.gcs}; check the network between the nodes"
                 )
-            time.sleep(0.25)
+            time.sleep(HEAD_POLL)
+        # The head itself joins when its agent answers. A worker that is earlier sleeps for 2 s, and fails after 40 s
+        # (ray/_private/utils.py: get_all_node_info_until_retrieved), which a cold file system takes easily.
+        agent = f"{self.head_ip}:{ray_ports.ports(self.head_block)['agent_http']}"
+        while not ray_network.answers(agent) and time.monotonic() < deadline:
+            time.sleep(HEAD_POLL)
 
     def clean_up(self) -> None:
         """End Ray, save what tells why it died, remove its folder."""
@@ -105,7 +114,8 @@ def run(node: Node) -> int:
     """Run Ray until it ends or is told to stop; the exit code of this task."""
     try:
         code = ray_supervise.wait_for(node.start_ray())
-        raise NodeProblem(f"Ray ended with exit code {code}: {ray_setup.cause(node.log)} (see {node.log})")
+        told = f"Ray ended with exit code {code}: {ray_setup.cause(node.log)}{ray_memory.hint()}"
+        raise NodeProblem(f"{told} (see {node.log})")
     except ray_supervise.Stopped as signal_name:
         say(f"stopping ({signal_name})", node.name)
         node.report("stopped", f"was stopped ({signal_name})")

@@ -75,14 +75,15 @@ def choose(start: int, all_blocks: list[int], taken: Callable[[int], list[int]])
 
 def taken(block: int) -> list[int]:
     """Ports of a block in use on this node."""
-    return [port for port in _used(block) if not _can_listen(port)]
+    return [port for port in _used(block) if not can_listen(port)]
 
 
 def _used(block: int) -> Iterable[int]:
     return [*range(block, block + len(NAMES)), *range(block + WORKERS_FROM, block + BLOCK)]
 
 
-def _can_listen(port: int) -> bool:
+def can_listen(port: int) -> bool:
+    """Whether a port is free on all addresses of this node."""
     with socket.socket() as probe:
         # With SO_REUSEADDR only a socket that is open now counts, not the last minute's (socket(7)).
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

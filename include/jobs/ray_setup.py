@@ -109,7 +109,7 @@ def ray_command(
     arguments = [
         f"--{option}" if value is None else f"--{option}={value}" for option, value in options.items()
     ]
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--log-color=false"]
+    ray = [sys.executable, str(Path(__file__).with_name("ray_start.py")), "start", "--log-color=false"]
     return [*ray, *arguments, "--disable-usage-stats", "--block"]
 
 
@@ -121,12 +121,12 @@ def prepare_environment(block: int) -> None:
     for name in ("RAY_ADDRESS", "RAY_TMPDIR"):  # of some other cluster
         os.environ.pop(name, None)
     port = ray_ports.ports(block)
-    os.environ["AUTOSCALER_METRIC_PORT"] = str(
-        port["autoscaler_metrics"]
-    )  # 44217 and 44227 without these: one
-    os.environ["DASHBOARD_METRIC_PORT"] = str(
-        port["dashboard_metrics"]
-    )  # cluster a node (ray/dashboard/consts.py)
+    # 44217 and 44227 without these: one cluster a node (ray/dashboard/consts.py)
+    os.environ["AUTOSCALER_METRIC_PORT"] = str(port["autoscaler_metrics"])
+    os.environ["DASHBOARD_METRIC_PORT"] = str(port["dashboard_metrics"])
+    # A raylet that looks for its object store a moment too early sleeps for a second (1000 ms, 10 times, by default).
+    os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "100")
+    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "100")
     # Ray jobs' entrypoints find `python` and `ray` by the PATH of `ray start`.
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
@@ -189,4 +189,5 @@ def cause(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ended = [line for line in lines if "[exit code=" in line]
     errors = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)]
-    return (ended or errors or lines or ["it said nothing"])[-1][:300]
+    last = (ended or errors or lines or ["it said nothing"])[-1]
+    return re.sub(r"^\S+ \S+\s+[A-Z]+ \S+:\d+ -- ", "", last)[:300]  # Ray's time, level and source line

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2): orphaned descendants become children of this process, not of init
@@ -40,11 +41,22 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def start(argv: list[str], log: Path) -> int:
-    """Start a program with its output in a file; its process id."""
+def start_held(argv: list[str], log: Path) -> tuple[int, Callable[[], None]]:
+    """Start a program with its output in a file and its standard input open.
+
+    Returns:
+        Its process id, and what ends its standard input.
+    """
+    held, release = os.pipe()  # neither end is inherited but as standard input
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    to_log = [(os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
-    return os.posix_spawn(argv[0], argv, os.environ, file_actions=to_log)
+    files = [
+        (os.POSIX_SPAWN_DUP2, held, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=files)
+    os.close(held)
+    return pid, lambda: os.close(release)
 
 
 def wait_for(pid: int) -> int:

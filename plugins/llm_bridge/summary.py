@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.config.load import load_cluster
+from llm_bridge.ray.phases import seconds, told
 from llm_bridge.slurm.away import AWAY, WaitsForCluster
 from llm_bridge.slurm.cancel import cancel_and_wait
 from llm_bridge.slurm.client import SlurmClient
@@ -35,7 +36,7 @@ class SummaryOperator(WaitsForCluster):
     """Collect every stage's job, times and result; fail if any stage failed.
 
     Leaves an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
-    "model": {...} or None}``.
+    "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None}``.
 
     :raises AirflowFailException: a task failed; the message names it.
     """
@@ -55,9 +56,12 @@ class SummaryOperator(WaitsForCluster):
             self.wait_for(plan["cluster"], error)
         rows = [self._row(name, task, states, slurm, ti) for name, task in ROWS.items()]
         uploaded = ti.xcom_pull(task_ids=ROWS["upload"]) or {}
-        summary = {"stages": rows, "model": uploaded.get("result")}
+        phases = ((ti.xcom_pull(task_ids=ROWS["ray cluster"]) or {}).get("result") or {}).get("phases") or {}
+        summary = {"stages": rows, "ray_phases_s": seconds(phases), "model": uploaded.get("result")}
         for line in table(rows):
             self.log.info("%s", line)
+        if phases:
+            self.log.info("ray cluster: %s", told(phases))
         ti.xcom_push(key="summary", value=summary)
         bad = [task for task in tasks if states.get(task) not in GOOD]
         if bad:

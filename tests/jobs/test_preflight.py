@@ -13,6 +13,7 @@ from typing import Any
 import preflight
 import preflight_checks
 import pytest
+import ray_ports
 
 from tests.jobs.support import JOBS
 
@@ -58,6 +59,17 @@ def test_an_interface_that_is_not_there_is_told_with_those_that_are(monkeypatch:
     monkeypatch.setenv("LLM_BRIDGE_NETWORK_INTERFACE", "enp25s0np0")
     (told,) = preflight_checks.interface("n1")
     assert "enp25s0np0" in told and "lo (127.0.0.1)" in told
+
+
+def test_a_taken_port_is_told_before_torchrun_or_ray_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert preflight_checks.ports(4242, is_first=True) == []
+    with socket.create_server(("127.0.0.1", 24242)):
+        (told,) = preflight_checks.ports(4242, is_first=True)
+        assert "port 24242" in told
+        assert preflight_checks.ports(4242, is_first=False) == [], "they meet at the first node"
+    monkeypatch.setattr(ray_ports, "taken", lambda block: [block + 7])
+    (told,) = preflight_checks.ports(4242, is_first=False)
+    assert "none of 22 blocks of 1000 ports is free" in told
 
 
 def test_too_little_room_is_told_with_the_key_to_turn(tmp_path: Path) -> None:

@@ -18,6 +18,12 @@ WANTED = {
     "max_clock_skew_seconds": 5,
     "all_reduce_seconds": 60,
 }
+CLOCK = """
+import socket, time
+real = time.time
+if socket.gethostname() == "n2":
+    time.time = lambda: real() + 30
+"""
 
 
 @pytest.fixture
@@ -25,8 +31,8 @@ def submit(slurm: LocalCluster, request: pytest.FixtureRequest) -> Iterator[Call
     """Submit a Ray cluster with preflight."""
     jobs: list[RayJob] = []
 
-    def start(nodes: list[str], **wanted: Any) -> RayJob:
-        settings = {"preflight": WANTED | wanted}
+    def start(nodes: list[str], variables: dict[str, str] | None = None, **wanted: Any) -> RayJob:
+        settings = {"preflight": WANTED | wanted, "variables": variables}
         jobs.append(RayJob(slurm, f"{request.node.name[:60]}-{len(jobs)}", nodes, **settings).submit())
         return jobs[-1]
 
@@ -54,3 +60,14 @@ def test_a_node_with_a_full_disk_is_named_before_anything_starts(submit: Any, sl
     reason = job.json("reason.json")
     assert reason["nodes"] == ["n2"] and "n2: /mnt has 0.0 GiB left" in reason["reason"]
     assert job.json("outcome.json")["exit_code"] == 1 and "[ray]" not in job.log
+
+
+def test_a_node_whose_clock_is_off_is_named(submit: Any, slurm: LocalCluster) -> None:
+    """All hosts here share one kernel and its clock: Python's on n2 is put forward instead."""
+    folder = slurm.workspace / "clock"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(CLOCK)
+    job = submit(["n1", "n2"], {"PYTHONPATH": str(folder)})
+    job.wait_over(60)
+    reason = job.json("reason.json")
+    assert reason["nodes"] == ["n2"] and "n2: its clock is 30.0 s off the file server's" in reason["reason"]

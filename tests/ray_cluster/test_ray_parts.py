@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray_guard
 import ray_health
+import ray_memory
 import ray_network
 import ray_ports
 import ray_setup
@@ -274,7 +275,8 @@ def test_a_folder_too_long_for_unix_sockets_is_refused_with_the_room_there_is() 
 def test_the_cause_of_rays_end_is_the_process_that_ended(tmp_path: Path) -> None:
     log = tmp_path / "n1.log"
     log.write_text(
-        "Some Ray subprocesses exited unexpectedly:\n  gcs_server [exit code=-9]\n\nRemaining killed.\n"
+        "Some Ray subprocesses exited unexpectedly:\n"
+        "2026-11-25 23:13:22,062\tERR scripts.py:87 -- gcs_server [exit code=-9]\n\nRemaining killed.\n"
     )
     assert ray_setup.cause(log) == "gcs_server [exit code=-9]"
     log.write_text("Traceback\nValueError: bad port\n")
@@ -317,7 +319,8 @@ sys.path.insert(0, {str(Path(ray_supervise.__file__).parent)!r})
 import ray_supervise
 ray_supervise.adopt_orphans()
 log = pathlib.Path({str(tmp_path / "log")!r})
-ray_supervise.start(["/bin/bash", "-c", "setsid bash -c \\"{hidden}\\" & exit 0"], log)
+pid, let_go = ray_supervise.start_held(["/bin/bash", "-c", "setsid bash -c \\"{hidden}\\" & exit 0"], log)
+let_go()
 time.sleep(0.5)
 found = ray_supervise.descendants(os.getpid())
 assert len(found) >= 2, found
@@ -359,3 +362,27 @@ def test_the_script_is_the_one_that_was_reviewed() -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text(), "run with UPDATE_GOLDEN=1 and review the difference"
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [
+        ("0::/job_7/step_0\n", "job_7/step_0/memory.events"),
+        ("5:cpu:/other\n4:memory:/job_7/step_0\n", "memory/job_7/step_0/memory.oom_control"),
+    ],
+)
+def test_processes_that_the_kernel_killed_for_memory_are_counted(tmp_path: Path, own: str, file: str) -> None:
+    counter = tmp_path / file
+    counter.parent.mkdir(parents=True)
+    counter.write_text("low 0\noom 3\noom_kill 2\n")
+    assert ray_memory.kills(own, tmp_path) == 2
+    counter.write_text("low 0\noom 3\noom_kill 0\n")
+    assert ray_memory.kills(own, tmp_path) == 0
+
+
+def test_without_a_cgroup_nothing_is_said_of_memory(tmp_path: Path) -> None:
+    assert ray_memory.kills("0::/job_7\n", tmp_path) == 0
+    assert ray_memory.hint("0::/\n") == ray_memory.hint("nonsense") == ""

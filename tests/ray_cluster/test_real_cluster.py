@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,14 @@ from local_cluster import LocalCluster
 SEE_CLUSTER = "import ray; ray.init(address='auto'); print('GPUs', int(ray.cluster_resources()['GPU']))"
 # Else Slurm here (SlurmdTimeout=10 s, 300 by default) might end the job before Ray has given the node up.
 QUICK_TO_NOTICE = {"RAY_health_check_failure_threshold": "3"}
+# Runs on a node: listen on a port of every block of Ray's but the given one, until standard input ends.
+LISTEN = """
+import socket, sys
+others = [block for block in range(10_000, 31_001, 1000) if block != int(sys.argv[1])]
+servers = [socket.create_server(("", block + 500)) for block in others]
+print("listening", flush=True)
+sys.stdin.read()
+"""
 Submit = Callable[..., RayJob]
 
 
@@ -73,6 +82,14 @@ def test_a_cluster_comes_up_is_protected_runs_a_job_and_leaves_nothing_when_canc
     ]
     assert len(ray) > 8, "Ray's ports lie in the block"
 
+    # Size and place of what Ray keeps on a node are the settings'.
+    rows = json.loads(job.request("GET", "/api/v0/nodes?detail=0", job.token())[1])["data"]["result"][
+        "result"
+    ]
+    stores = [row["resources_total"]["object_store_memory"] for row in rows]
+    assert [round(store / 2**30, 2) for store in stores] == [0.3, 0.3]
+    assert job.slurm.run("n2", ["ls", f"/tmp/ray/{job.job_id}/ray"]).returncode == 0
+
     # As the wrapper of verl does: by RAY_ADDRESS, with the token's path inherited.
     info, output = job.run_ray_job(SEE_CLUSTER)
     assert info["status"] == "SUCCEEDED", output
@@ -90,6 +107,24 @@ def test_a_cluster_comes_up_is_protected_runs_a_job_and_leaves_nothing_when_canc
     assert_nothing_left(job, ["n1", "n2"])
     assert not (job.directory / "reason.json").exists()
     assert job.json("outcome.json")["exit_code"] == 143
+
+
+def test_ports_that_are_taken_are_no_obstacle(slurm: LocalCluster, submit: Submit) -> None:
+    """One port of every block but one is in use, and on the worker that is another block than on the head."""
+    free = {"n1": 14_000, "n2": 27_000}
+    programs = []
+    try:
+        for node, block in free.items():
+            argv = slurm.exec_argv(node, ["/usr/bin/python3", "-c", LISTEN, str(block)])
+            programs.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        for program in programs:
+            assert program.stdout and program.stdout.readline() == "listening\n"
+        job = submit(["n1", "n2"])
+        assert job.wait_ready()["gcs_address"] == "10.77.0.11:14000"
+        assert {node: job.json(f"ray_nodes/{node}.json")["block"] for node in free} == free
+    finally:
+        for program in programs:
+            program.communicate()  # its standard input ends, and so does it
 
 
 def test_two_clusters_share_their_nodes(submit: Submit) -> None:
@@ -131,15 +166,16 @@ def test_a_gcs_that_hangs_ends_the_job_and_names_the_head(submit: Submit) -> Non
     assert_nothing_left(job, ["n1", "n2"])
 
 
-def test_a_killed_worker_ends_the_job_and_is_named(submit: Submit) -> None:
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_killed_head_or_worker_ends_the_job_and_is_named(submit: Submit, node: str) -> None:
     job = submit(["n1", "n2"])
     job.wait_ready()
-    job.kill("n2", "raylet/raylet")
+    job.kill(node, "raylet/raylet")
     before = time.monotonic()
     job.wait_over(40)
     print(f"named after {time.monotonic() - before:.1f} s")
     reason = job.json("reason.json")
-    assert reason["nodes"] == ["n2"] and "raylet [exit code=-9]" in reason["reason"], reason
+    assert reason["nodes"] == [node] and "raylet [exit code=-9]" in reason["reason"], reason
     assert_nothing_left(job, ["n1", "n2"])
 
 

@@ -14,6 +14,7 @@ from llm_bridge.config.values import (
     Strict,
     Text,
     TimeLimit,
+    UrlTemplate,
     VariableName,
 )
 
@@ -62,6 +63,10 @@ class RaySettings(Strict):
     temp_dir: AbsolutePath = "/tmp/ray"
     idle_minutes: float | None = Field(
         default=30, gt=0, description="ends itself after so long without a job"
+    )
+    dashboard_url: UrlTemplate | None = Field(
+        default=None,
+        description="where people reach a Ray dashboard: {host} and {port} are its place on the cluster",
     )
 
 

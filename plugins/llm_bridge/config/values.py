@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -29,6 +30,15 @@ def _absolute(text: str) -> str:
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError("must be an absolute path without '..'; '~' and variables are not expanded")
     return text.rstrip("/") or "/"
+
+
+def _host_and_port(text: str) -> str:
+    names = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    if not text.startswith(("http://", "https://")) or names != {"host", "port"}:
+        raise ValueError(
+            "must begin with http:// or https:// and hold {host} and {port}, such as http://{host}:{port}"
+        )
+    return text
 
 
 # Patterns are Rust's (pydantic): '$' is the end of the text, never a line end before it.
@@ -59,5 +69,6 @@ Memory = Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$", description="such as 6
 
 Text = Annotated[str, AfterValidator(_printable)]
 AbsolutePath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolute)]
+UrlTemplate = Annotated[str, AfterValidator(_printable), AfterValidator(_host_and_port)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1, le=100_000)]

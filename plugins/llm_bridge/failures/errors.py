@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from llm_bridge.ray import words
 from llm_bridge.slurm.states import Phase, state_of
 
 AGAIN = (
@@ -71,11 +72,16 @@ def _ray_sentence(event: dict[str, Any], again: bool) -> str:
     text = f"Ray job {event['submission_id']} "
     if event["status"] == "ALLOCATION_ENDED" and event["info"]:
         text += f"lost its cluster: {_allocation(event)}"
+    elif event["status"] == words.CANNOT_START:
+        text += f"cannot start: {event['notice']}"
+        again = False
     elif (job or outcome) and event["status"] != "ALLOCATION_ENDED":
         text += f"ended {event['status']}"
         details = {"driver_exit_code": outcome["exit_code"]} if outcome else {}
         details |= {name: job[name] for name in ("error_type", "driver_exit_code") if job and job.get(name)}
         text += f" ({', '.join(f'{name} {value}' for name, value in details.items())})" if details else ""
+        meaning = words.of_job(job, outcome)
+        text += f": {meaning}" if meaning else ""
     else:
         text += f"cannot be followed any more ({event['status']}): {event['notice']}"
     text += f"\nIt says: {event['reason'].get('reason')}" if event["reason"] else ""
@@ -96,6 +102,7 @@ def _allocation(event: dict[str, Any]) -> str:
     # One that goes on has begun anew: its first life ended.
     what = meaning.meaning if meaning.phase is Phase.ENDED else "was put back into the queue and starts anew"
     text = f"Slurm job {target['job_id']} on cluster {target['cluster']!r} {what}: {info['state']}"
+    text += f" {event['cause']}" if event.get("cause") else ""
     text += f", reason {info['reason']}" if info["reason"] else ""
     return text + (f", on {info['nodes']}" if info["nodes"] else "")
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from llm_bridge.config.load import load_cluster
 from llm_bridge.ray.client import RayTarget
+from llm_bridge.slurm.away import AWAY
 from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.states import Phase
 from llm_bridge.transport import CommandFailed, connect
+
+# Accounting tells of an end a second or two after squeue does (measured, 22.05).
+ACCOUNTING_TRIES, ACCOUNTING_PAUSE = 3, 1.5
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -44,6 +52,33 @@ async def ended(target: RayTarget) -> str | None:
     if info.phase is not Phase.ENDED:
         return None
     return f"{who} {info.meaning.meaning}: {info.state}{f', on {info.nodes}' if info.nodes else ''}"
+
+
+async def cause(cluster_name: str, info: JobInfo, ran_on: str) -> str:
+    """What Slurm knows beyond the state of a job that has ended, or was put back into the queue: who cancelled it, or
+    which of its nodes is down.
+
+    Empty where that is nothing, or where Slurm does not answer now: the state alone is told then.
+
+    :param ran_on: list of the nodes that it had.
+    """
+    try:
+        async with slurm_client(cluster_name) as slurm:
+            if info.state.startswith("CANCELLED"):
+                return await _cancelled_by(slurm, info)
+            down = await slurm.down_nodes(ran_on) if ran_on else {}
+            return f"({', '.join(f'{node} is {why}' for node, why in down.items())})" if down else ""
+    except AWAY as error:
+        log.warning("could not ask Slurm why job %s ended: %s", info.job_id, error)
+    return ""
+
+
+async def _cancelled_by(slurm: SlurmClient, info: JobInfo) -> str:
+    for _ in range(ACCOUNTING_TRIES):
+        if who := await slurm.cancelled_by(info.job_id):
+            return who
+        await asyncio.sleep(ACCOUNTING_PAUSE)
+    return ""
 
 
 async def read_json(cluster_name: str, path: str) -> Any:

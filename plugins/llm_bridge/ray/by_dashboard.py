@@ -8,6 +8,8 @@ from typing import Any
 
 from llm_bridge.ray.away import GIVE_UP_SECONDS
 from llm_bridge.ray.client import ENDED, RayClient, RayRefused, RayTarget, RayUnreachable, ray_client
+from llm_bridge.ray.pending import given_up
+from llm_bridge.ray.words import CANNOT_START
 from llm_bridge.slurm.output import LAST_LINES
 
 
@@ -18,13 +20,22 @@ class ByDashboard:
     shows it anew.
 
     :param log: the trigger's logger.
+    :param pending_until: epoch seconds after which a job that can never start is given up; None for never.
     """
 
-    def __init__(self, target: RayTarget, submission_id: str, poll_seconds: float, log: Any) -> None:
+    def __init__(
+        self,
+        target: RayTarget,
+        submission_id: str,
+        poll_seconds: float,
+        log: Any,
+        pending_until: float | None = None,
+    ) -> None:
         self._target = target
         self._submission_id = submission_id
         self._poll_seconds = poll_seconds
         self._log = log
+        self._pending_until = pending_until
         self._answered = 0.0
         self._delivered = 0
         self._tail = Tail()
@@ -65,6 +76,8 @@ class ByDashboard:
                     for line in self._tail.rest():
                         self._log.info("%s", line)
                     return {"status": job["status"], "job": job}
+                if why := await given_up(client, job, self._submission_id, self._pending_until):
+                    return {"status": CANNOT_START, "job": job, "notice": why}
                 await asyncio.sleep(self._poll_seconds)
                 if log.done():  # it broke off while the job goes on
                     log = asyncio.create_task(self._stream_log(client))

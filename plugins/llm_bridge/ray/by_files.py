@@ -11,7 +11,10 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger
 
 from llm_bridge.config.load import load_cluster
+from llm_bridge.ray import allocation
 from llm_bridge.ray.client import ENDED, RayRefused, RayTarget, RayUnreachable, ray_client
+from llm_bridge.ray.pending import given_up
+from llm_bridge.ray.words import CANNOT_START
 from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.states import Phase
@@ -36,6 +39,7 @@ class ByFiles:
     :param trigger: whose log the output goes to.
     :param directory: the submission's, on the cluster.
     :param poll_seconds: between two questions to Ray.
+    :param pending_until: epoch seconds after which a job that can never start is given up; None for never.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class ByFiles:
         submission_id: str,
         directory: str,
         poll_seconds: float,
+        pending_until: float | None = None,
     ) -> None:
         self._trigger = trigger
         self._log = trigger.log
@@ -52,7 +57,9 @@ class ByFiles:
         self._submission_id = submission_id
         self._directory = directory
         self._poll_seconds = poll_seconds
+        self._pending_until = pending_until
         self._lines: list[str] = []
+        self._ran_on = ""
 
     async def outcome(self) -> dict[str, Any]:
         """Follow it to its end; ``status`` and what goes with it."""
@@ -60,9 +67,9 @@ class ByFiles:
         watcher = watcher_for(await asyncio.to_thread(load_cluster, self._target.cluster))
         over = asyncio.Event()
         driver = asyncio.create_task(self._follow_driver(watcher, over))
-        allocation = asyncio.create_task(self._follow_allocation(watcher))
+        slurm = asyncio.create_task(self._follow_allocation(watcher))
         ray = asyncio.create_task(self._ask_ray(over))
-        tasks: set[asyncio.Task[Any]] = {driver, allocation, ray}
+        tasks: set[asyncio.Task[Any]] = {driver, slurm, ray}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not driver.done():
@@ -72,9 +79,9 @@ class ByFiles:
             end = files.get("outcome.json")
             if end and end["exit_code"] == 0:
                 return self._found("SUCCEEDED", files)
-            await asyncio.wait({allocation}, timeout=CAUSE_SECONDS)
-            if allocation.done() and not _before(end, allocation.result()["outcome"]):
-                return self._found("ALLOCATION_ENDED", files, **allocation.result())
+            await asyncio.wait({slurm}, timeout=CAUSE_SECONDS)
+            if slurm.done() and not _before(end, slurm.result()["outcome"]):
+                return self._found("ALLOCATION_ENDED", files, **await self._with_cause(slurm.result()))
             await asyncio.wait({ray}, timeout=SAME_END_SECONDS)
             return {**self._found("FAILED", files), **(ray.result() if ray.done() else {})}
         finally:
@@ -121,6 +128,7 @@ class ByFiles:
                 if first and (update.info.restarts > first.restarts or update.info.phase is Phase.WAITING):
                     break
                 first = first or (update.info if update.info.phase is Phase.RUNNING else None)
+                self._ran_on = first.nodes if first else ""
         assert last
         return {
             "info": last.info.as_dict() if last.info else None,
@@ -128,6 +136,14 @@ class ByFiles:
             "outcome": files.get("outcome.json"),
             "notice": last.notice,
         }
+
+    async def _with_cause(self, found: dict[str, Any]) -> dict[str, Any]:
+        if found["info"] is None:
+            return found
+        assert self._target.cluster
+        info = JobInfo(**found["info"])
+        cause = await allocation.cause(self._target.cluster, info, self._ran_on or info.nodes)
+        return {**found, "cause": cause}
 
     async def _ask_ray(self, over: asyncio.Event) -> dict[str, Any]:
         """Ask now and then, and often once the driver is over; what Ray says of the job when it has ended."""
@@ -144,6 +160,9 @@ class ByFiles:
                             return {"status": "LOST", "notice": notice}
                         if job["status"] in ENDED:
                             return {"status": job["status"], "job": job}
+                        why = await given_up(client, job, self._submission_id, self._pending_until)
+                        if why:
+                            return {"status": CANNOT_START, "job": job, "notice": why}
                         late = time.monotonic() - began > LATE_SECONDS
                         said = self._say(said, job if late else {})
                         await _sleep(self._poll_seconds, over)
@@ -172,6 +191,6 @@ async def _sleep(seconds: float, over: asyncio.Event) -> None:
             await over.wait()
 
 
-def _before(job: dict[str, Any] | None, allocation: dict[str, Any] | None) -> bool:
+def _before(job: dict[str, Any] | None, cluster: dict[str, Any] | None) -> bool:
     """Whether the job ended so long before its cluster that the cluster's end was not the cause."""
-    return bool(job and allocation and allocation["ended"] - job["ended"] > CAUSE_SECONDS)
+    return bool(job and cluster and cluster["ended"] - job["ended"] > CAUSE_SECONDS)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from airflow.sdk import BaseHook
@@ -18,6 +19,10 @@ from llm_bridge.transport import connect
 
 ANSWER_SECONDS = 20
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+# Ray's state API lists 100 without a limit (ray/util/state/common.py).
+LIMIT = "limit=10000&timeout=10"
+# The actor that runs a job's entrypoint (ray/dashboard/modules/job/common.py: JOB_ACTOR_NAME_TEMPLATE).
+SUPERVISOR = "_ray_internal_job_actor_"
 
 
 class RayUnreachable(ConnectionError):
@@ -57,6 +62,11 @@ def as_target(ray: RayTarget | dict[str, Any]) -> dict[str, Any]:
     return asdict(RayTarget(**{name: ray[name] for name in RayTarget.__dataclass_fields__ if name in ray}))
 
 
+def _filter(key: str, value: str) -> str:
+    """One condition of Ray's state API, as part of a URL."""
+    return urlencode({"filter_keys": key, "filter_predicates": "=", "filter_values": value})
+
+
 # Method, path, JSON body or None -> HTTP status and text. Raises RayUnreachable.
 Ask = Callable[[str, str, Any], Awaitable[tuple[int, str]]]
 
@@ -93,10 +103,29 @@ class RayClient:
         return answer
 
     async def stop(self, submission_id: str) -> None:
-        """Ask a job to stop; one that has ended, or does not exist, is no error."""
+        """Ask a job to stop; one that has ended, or does not exist, is no error.
+
+        A job that cannot start stays PENDING, though Ray (2.60) says that it was stopped.
+        """
         status, answer = await self._call("POST", f"/api/jobs/{submission_id}/stop")
         if status != 404:
             self._expect(status, answer, f"stop job {submission_id}")
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """The nodes that are alive: ``node_name``, ``resources_total`` (memory in bytes) ..."""
+        return await self._list(f"/api/v0/nodes?{LIMIT}&{_filter('state', 'ALIVE')}", "list the nodes")
+
+    async def asked_for(self, submission_id: str) -> dict[str, float]:
+        """The resources that a job's entrypoint wants on one node; empty where it wants none, or is not known."""
+        name = f"{SUPERVISOR}{submission_id}"
+        path = f"/api/v0/actors?{LIMIT}&detail=1&{_filter('name', name)}"
+        actors = await self._list(path, f"read what job {submission_id} asks for")
+        return next((dict(actor.get("required_resources") or {}) for actor in actors), {})
+
+    async def _list(self, path: str, doing: str) -> list[dict[str, Any]]:
+        status, answer = await self._call("GET", path)
+        self._expect(status, answer, doing)
+        return answer["data"]["result"]["result"]
 
     async def logs(self, submission_id: str) -> str:
         """The driver's whole output so far."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from llm_bridge.config.load import check_model
-from llm_bridge.ray import allocation
+from llm_bridge.ray import allocation, dashboard, phases
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import as_target, ray_client
 from llm_bridge.ray.job import RayJob
@@ -49,6 +49,7 @@ class RayClusterOperator(SlurmSubmitOperator):
 
     ready_file = "cluster.json"
     ui_color = "#d5e8d4"
+    operator_extra_links = (dashboard.RayDashboardLink(),)
 
     def __init__(
         self,
@@ -96,7 +97,12 @@ class RayClusterOperator(SlurmSubmitOperator):
         """The cluster is ready, or it will never be: then nothing of it may stay behind."""
         if not event["ready"]:
             asyncio.run(cancel_and_wait(event["cluster"], [event["job_id"]]))
-        return super().execute_complete(context, event)
+        done = super().execute_complete(context, event)
+        address = done["result"]["dashboard"]
+        self.log.info("Ray cluster %s", phases.told(done["result"]["phases"]))
+        self.log.info("%s", dashboard.tell(done["cluster"], done["directory"], address))
+        dashboard.offer(context["ti"], done["cluster"], address)
+        return done
 
 
 class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
@@ -109,15 +115,16 @@ class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
         "conn_id": ...}`` of any Ray cluster. (templated)
     :param entrypoint: a command as a list of arguments; quoted here for Ray's shell. (templated)
     :param job: instead of ``entrypoint``, a :class:`RayJob` or a callable that makes one from the task's context.
-    :returns: ``{"submission_id", "attempt_directory", "python", ...the target}``, for ``RayJobSensor``. Where the Slurm
-        job of the Ray cluster has ended, ``submission_id`` is None: nothing was submitted, and a ``RayJobSensor`` that
-        knows how brings up a cluster of its own.
+    :returns: ``{"submission_id", "attempt_directory", "python", "dashboard", ...the target}``, for ``RayJobSensor``.
+        Where the Slurm job of the Ray cluster has ended, ``submission_id`` is None: nothing was submitted, and a
+        ``RayJobSensor`` that knows how brings up a cluster of its own.
     :raises AirflowSkipException: the result that ``job`` would make is there.
     :raises RayRefused: the cluster refuses the job or the token.
     """
 
     template_fields: Sequence[str] = ("ray", "entrypoint")
     ui_color = "#d5e8d4"
+    operator_extra_links = (dashboard.RayDashboardLink(),)
 
     def __init__(
         self,
@@ -141,6 +148,7 @@ class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
             job = job_from(self.job, context)
         where = Where.of(self.ray)
         self.answer_for_job(context["ti"], lambda: self._cancel(context, where))
+        dashboard.offer(context["ti"], where.target.cluster, where.dashboard)
         found: dict[str, Any] = {"submission_id": None, "attempt_directory": None}
         try:
             if where.target.cluster:
@@ -152,7 +160,7 @@ class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
         except RAY_AWAY as error:
             self.hand_job_over()
             self.wait_for_ray(where.target, error)
-        return {**found, "python": where.python, **as_target(where.target)}
+        return {**found, "python": where.python, "dashboard": where.dashboard, **as_target(where.target)}
 
     @staticmethod
     async def _cancel(context: Context, where: Where) -> None:

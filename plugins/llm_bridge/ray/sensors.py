@@ -11,12 +11,13 @@ from airflow.sdk import BaseSensorOperator
 
 from llm_bridge.config.load import load_cluster
 from llm_bridge.failures.errors import RayJobCannotSucceed, RayJobFailed, SlurmJobFailed
-from llm_bridge.ray import allocation
+from llm_bridge.ray import allocation, dashboard
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import RayTarget, as_target
 from llm_bridge.ray.operators import RayClusterOperator, RayJobSource
 from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Standing, Where, standing, submit_once
 from llm_bridge.ray.triggers import RayJobTrigger
+from llm_bridge.ray.words import CANNOT_START
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.cancel import close_and_cancel
 from llm_bridge.slurm.job import SlurmJob
@@ -52,16 +53,19 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         that makes one. Its attempts go into ``DIRECTORY/again/attempt-N``.
     :param timeout: seconds after which the job is stopped and the task fails; they count anew with each job.
     :param poll_interval: seconds between two looks at the job's status; empty means the cluster file's.
+    :param pending_minutes: a job that Ray has not started after so long, and that asks for more than any node of the
+        cluster has, fails with that reason; None waits for ever. One that waits for what others use goes on waiting.
     :param deferrable: False waits in the worker.
     :returns: ``{"submission_id", "status", "run_s", "result"}``; ``result`` is what the job wrote to
         ``result.json`` beside its settings, if anything.
     :raises RayJobFailed: the job ended FAILED or STOPPED, or its allocation ended.
-    :raises RayJobCannotSucceed: so it did, and said that a retry cannot help.
+    :raises RayJobCannotSucceed: so it did, and said that a retry cannot help; or no node has what it asks for.
     :raises SlurmJobFailed: the cluster of its own did not come up.
     """
 
     template_fields: Sequence[str] = ("submitted",)
     ui_color = "#d5e8d4"
+    operator_extra_links = (dashboard.RayDashboardLink(),)
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         job: RayJobSource | None = None,
         ray_cluster: JobSource | None = None,
         poll_interval: float | None = None,
+        pending_minutes: float | None = 10,
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -77,10 +82,15 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         super().__init__(**kwargs)
         if (job is None) != (ray_cluster is None):
             raise ValueError(f"task {self.task_id!r}: give both job and ray_cluster, or neither")
+        if pending_minutes is not None and pending_minutes <= 0:
+            raise ValueError(
+                f"task {self.task_id!r}: pending_minutes={pending_minutes}: more than 0, or None"
+            )
         self.submitted = submitted
         self.job = job
         self.ray_cluster = ray_cluster
         self.poll_interval = poll_interval
+        self.pending_minutes = pending_minutes
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> Any:
@@ -92,7 +102,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
                     self.submitted["submission_id"],
                     self.submitted["attempt_directory"],
                 )
-                return self._follow(context, where.target, submission_id, directory)
+                return self._follow(context, where, submission_id, directory)
             return self._run_again(context, where)
         except RAY_AWAY as error:
             self.wait_for_ray(where.target, error, self._own_stage(context))
@@ -122,7 +132,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         last = attempts.stored(context, STORE_KEY)
         if own and last and asyncio.run(self._has_done(context, own, last)):
             target = RayTarget(cluster=where.target.cluster, job_id=own.job_id, directory=own.directory)
-            return self._follow(context, target, last.key, last.directory, self._own_stage(context))
+            return self._follow(context, Where(target), last.key, last.directory, self._own_stage(context))
         none_of_ours = own is None or own.over or own.was_cleared(context)
         if none_of_ours and not asyncio.run(allocation.ended(where.target)):
             asyncio.run(self._give_own_cluster_up(context))
@@ -179,16 +189,18 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         job = self.job(context) if callable(self.job) else self.job
         attempt = asyncio.run(submit_once(context, where, job, again=True))
         own_stage = self._own_stage(context) if own_cluster else None
-        return self._follow(context, where.target, attempt.key, attempt.directory, own_stage)
+        return self._follow(context, where, attempt.key, attempt.directory, own_stage)
 
     def _follow(
         self,
         context: Context,
-        target: RayTarget,
+        where: Where,
         submission_id: str,
         directory: str | None,
         own_stage: str | None = None,
     ) -> Any:
+        target = where.target
+        dashboard.offer(context["ti"], target.cluster, where.dashboard)
         context["ti"].xcom_push(key="ray_job", value={"submission_id": submission_id, "directory": directory})
         poll = self.poll_interval or (load_cluster(target.cluster).poll_seconds if target.cluster else 15)
         trigger = RayJobTrigger(
@@ -198,6 +210,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
             poll_seconds=poll,
             deadline=self._deadline(),
             own_stage=own_stage,
+            pending_until=None if self.pending_minutes is None else time.time() + self.pending_minutes * 60,
         )
         self.answer_for_job(context["ti"], trigger.stop)
         return self._wait(context, trigger, "execute_complete")
@@ -218,7 +231,8 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         elif bad_nodes:
             attempts.avoid(context, bad_nodes)
         if event["status"] != "SUCCEEDED":
-            final = (event["reason"] or {}).get("retry") is False and event["status"] != "ALLOCATION_ENDED"
+            said_final = (event["reason"] or {}).get("retry") is False
+            final = event["status"] == CANNOT_START or (said_final and event["status"] != "ALLOCATION_ENDED")
             raise (RayJobCannotSucceed if final else RayJobFailed)(event, again=self.job is not None)
         job, outcome = event["job"] or {}, event["outcome"]
         if outcome:

@@ -52,15 +52,19 @@ class Where:
     """A Ray cluster to submit to.
 
     :param python: of the environment that the cluster runs in, for jobs that are a program.
+    :param dashboard: ``http://host:port``, as the cluster's own network has it.
     """
 
     target: RayTarget
     python: str | None = None
+    dashboard: str | None = None
 
     @classmethod
     def of(cls, ray: dict[str, Any]) -> Where:
         """What an operator returned, or ``{"address": ...}``."""
-        return cls(RayTarget(**as_target(ray)), ray.get("python") or (ray.get("result") or {}).get("python"))
+        target, result = RayTarget(**as_target(ray)), ray.get("result") or {}
+        dashboard = ray.get("dashboard") or result.get("dashboard") or target.address
+        return cls(target, ray.get("python") or result.get("python"), dashboard)
 
 
 async def standing(target: RayTarget, submission_id: str, directory: str) -> Standing:
@@ -148,6 +152,7 @@ async def submit_once(context: Context, where: Where, job: RayJob, *, again: boo
             shlex.join(command),
             runtime_env=job.runtime_env,
             metadata={"llm_bridge": attempt.key},
+            **job.resources(),
         )
     log.info("%s Ray job %s", "submitted" if new else "found", attempt.key)
     return attempt

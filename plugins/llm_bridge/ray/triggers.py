@@ -14,6 +14,7 @@ from llm_bridge.ray.by_dashboard import ByDashboard
 from llm_bridge.ray.by_files import ByFiles
 from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
 from llm_bridge.ray.submission import stop_and_wait
+from llm_bridge.ray.words import CANNOT_START
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_closing, to_the_end
 from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 
@@ -31,6 +32,8 @@ class RayJobTrigger(BaseTrigger):
     :param deadline: epoch seconds; None for no limit.
     :param own_stage: stage directory of the Ray cluster's Slurm job where that is this task's own: whatever ends the
         waiting ends that job too.
+    :param pending_until: epoch seconds after which a job that asks for what no node of the cluster has is given up;
+        None for never.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class RayJobTrigger(BaseTrigger):
         poll_seconds: float = 15,
         deadline: float | None = None,
         own_stage: str | None = None,
+        pending_until: float | None = None,
     ) -> None:
         super().__init__()
         self.target = target
@@ -49,6 +53,7 @@ class RayJobTrigger(BaseTrigger):
         self.poll_seconds = poll_seconds
         self.deadline = deadline
         self.own_stage = own_stage
+        self.pending_until = pending_until
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -60,6 +65,7 @@ class RayJobTrigger(BaseTrigger):
                 "poll_seconds": self.poll_seconds,
                 "deadline": self.deadline,
                 "own_stage": self.own_stage,
+                "pending_until": self.pending_until,
             },
         )
 
@@ -77,11 +83,16 @@ class RayJobTrigger(BaseTrigger):
             async with asyncio.timeout(left):
                 if self.directory:
                     found = await ByFiles(
-                        self, target, self.submission_id, self.directory, self.poll_seconds
+                        self,
+                        target,
+                        self.submission_id,
+                        self.directory,
+                        self.poll_seconds,
+                        self.pending_until,
                     ).outcome()
                 else:
                     found = await ByDashboard(
-                        target, self.submission_id, self.poll_seconds, self.log
+                        target, self.submission_id, self.poll_seconds, self.log, self.pending_until
                     ).outcome()
         except TimeoutError:
             self.log.warning("the task's own time limit has passed")
@@ -91,8 +102,10 @@ class RayJobTrigger(BaseTrigger):
                 "status": "TIMEOUT",
                 "notice": "the task's time limit has passed; the Ray job was stopped",
             }
+        if found["status"] == CANNOT_START and not self.own_stage:
+            await self._stop(patience=0)  # in case a node with what it wants joins now
         await self._end_own_cluster(None)
-        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome"))
+        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome", "cause"))
         known = {
             "submission_id": self.submission_id,
             "target": self.target,
@@ -132,12 +145,14 @@ class RayJobTrigger(BaseTrigger):
         else:
             self.log.warning("Slurm job %s has not ended yet: cancelling it goes on", self.target["job_id"])
 
-    async def _stop(self) -> None:
+    async def _stop(self, patience: float = CANCEL_SECONDS) -> None:
         try:
             async with ray_client(RayTarget(**self.target)) as client:
-                ended = await stop_and_wait(client, self.submission_id, CANCEL_SECONDS)
+                ended = await stop_and_wait(client, self.submission_id, patience)
         except (RayRefused, *RAY_AWAY) as error:
             self.log.warning("could not stop Ray job %s: %s", self.submission_id, error)
+            return
+        if not patience:
             return
         if ended:
             self.log.info("Ray job %s has ended", self.submission_id)

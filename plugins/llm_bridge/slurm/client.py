@@ -196,6 +196,30 @@ class SlurmClient:
             if done.code and "Invalid job id" not in done.stderr:
                 raise _away("scancel", self.cluster, done)
 
+    async def cancelled_by(self, job_id: str) -> str:
+        """Who cancelled a job, as ``by user anna (uid 1001)``; empty where accounting does not tell, or not yet."""
+        argv = ["sacct", "-X", "-n", "-P", "-S", "now-30days", "-o", "State", "-j", job_id]
+        done = await self.slurm(argv)
+        _, _, uid = done.stdout.strip().partition("CANCELLED by ")
+        if done.code or not uid.isdigit():
+            return ""
+        known = await self.transport.run(["id", "-nu", uid])
+        name = known.stdout.strip() if known.code == 0 else ""
+        return f"by user {name} (uid {uid})" if name else f"by uid {uid}"
+
+    async def down_nodes(self, nodes: str) -> dict[str, str]:
+        """Those of a node list that Slurm cannot use now: name -> state and reason.
+
+        :raises SlurmUnreachable: slurmctld does not answer.
+        """
+        # A trailing * in the state: the node does not answer (sinfo(1)).
+        done = await self.slurm(["sinfo", "-h", "-N", "-n", nodes, "-o", "%N|%t|%E"])
+        if done.code:
+            raise _away("sinfo", self.cluster, done)
+        rows = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
+        down = {node: (state, why) for node, state, why in rows if "down" in state or state.endswith("*")}
+        return {node: state + (f", {why}" if why != "none" else "") for node, (state, why) in down.items()}
+
     async def release(self, job_id: str) -> bool:
         """Let a job that Slurm holds be scheduled; whether Slurm does so.
 

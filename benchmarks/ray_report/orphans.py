@@ -1,0 +1,102 @@
+"""A job whose run is over: the first sweep notes it, the second cancels it.
+
+Slurm, the login node and the operator are real. What Airflow says of the run is given here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from benchmarks.ray_report.support import Row, Section, seconds_until
+from local_cluster import LocalCluster
+
+SITE = "rayreport"
+KEY = "llmb-report-orphan-1"
+
+
+def run(cluster: LocalCluster) -> dict[str, Any]:
+    """Submit a job as an operator does, then sweep twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        _describe(cluster, Path(folder))
+        # Not before: importing Airflow reads where its home is.
+        from llm_bridge.orphans import ReapOrphansOperator
+
+        job_id = asyncio.run(_submit(f"{cluster.workspace}/report-orphan"))
+        over = {"ti": SimpleNamespace(get_dagrun_state=lambda **run: "failed")}
+        sweeps = []
+        for _ in range(2):
+            began = time.monotonic()
+            done = ReapOrphansOperator(task_id="reap", cluster=SITE).execute(over)  # type: ignore[arg-type]
+            mine = [what for what, ids in done.items() if job_id in ids]
+            sweeps.append(
+                {
+                    "said": mine,
+                    "took_s": round(time.monotonic() - began, 1),
+                    "queued": _queued(cluster, job_id),
+                }
+            )
+        gone = seconds_until(lambda: not _queued(cluster, job_id), 30)
+    return {"sweeps": sweeps, "gone_after_the_second_s": gone}
+
+
+def _describe(cluster: LocalCluster, folder: Path) -> None:
+    """An include/ folder with a cluster file, and the connection that it names."""
+    include = Path(__file__).resolve().parents[2] / "include"
+    (folder / "clusters").mkdir()
+    for part in ("jobs", "login", "recipes"):
+        (folder / part).symlink_to(include / part)
+    values = yaml.safe_load((include / "clusters" / "local.yaml").read_text())
+    values |= {"ssh_conn_id": SITE, "workspace": str(cluster.workspace), "hub": {}}
+    (folder / "clusters" / f"{SITE}.yaml").write_text(yaml.safe_dump(values))
+    extra = {"key_file": str(cluster.ssh_key), "known_hosts": str(cluster.known_hosts)}
+    login = {
+        "conn_type": "ssh",
+        "host": "127.0.0.1",
+        "port": cluster.ssh_port,
+        "login": "svc",
+        "extra": extra,
+    }
+    os.environ[f"AIRFLOW_CONN_{SITE.upper()}"] = json.dumps(login)
+    os.environ["LLM_BRIDGE_INCLUDE"] = str(folder)
+
+
+async def _submit(stage: str) -> str:
+    from llm_bridge.config.load import load_cluster
+    from llm_bridge.slurm.client import SlurmClient
+    from llm_bridge.slurm.job import SlurmJob
+    from llm_bridge.transport import connect
+
+    job = SlurmJob(cluster=SITE, script="#!/bin/bash\nsleep 600\n", directory=stage)
+    owner = {"dag_id": "report", "run_id": "over", "task_id": "t", "map_index": -1}
+    site = load_cluster(SITE)
+    async with connect(site) as transport:
+        answer = await SlurmClient(site, transport).submit(job, f"{stage}/attempt-1", KEY, owner, {})
+    return str(answer["job_id"])
+
+
+def _queued(cluster: LocalCluster, job_id: str) -> bool:
+    return job_id in cluster.run("login", ["squeue", "-h", "-o", "%i"], user="svc").stdout.split()
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """A row a sweep."""
+    first, second = found["sweeps"]
+    gone = found["gone_after_the_second_s"]
+    return [
+        Row(
+            "first sweep", f"{first['said']}, job still there: {first['queued']}", first["said"] == ["noted"]
+        ),
+        Row("second sweep", f"{second['said']}, gone after {gone} s", second["said"] == ["cancelled"]),
+    ]
+
+
+SECTION = Section("orphans", "orphan sweep", run, rows)
