@@ -299,6 +299,7 @@ _MODULES = {
     "watch": ("watch",),
     "ray_http": ("files", "ray_http"),
     "check": ("check",),
+    "evidence": ("evidence",),
 }
 
 
