@@ -16,5 +16,7 @@ def load(*names: str) -> Any:
     for name in names:
         module = types.ModuleType(name)
         sys.modules[name] = module
-        exec(compile((LOGIN / f"{name}.py").read_text(encoding="utf-8"), f"{name}.py", "exec"), module.__dict__)
+        exec(
+            compile((LOGIN / f"{name}.py").read_text(encoding="utf-8"), f"{name}.py", "exec"), module.__dict__
+        )
     return module

@@ -10,7 +10,9 @@ class Action(Enum):
     """What follows a failure; the text goes into ``docs/troubleshooting.md``."""
 
     STOP = "stops at once: the same job would fail the same way"
-    ELSEWHERE = "tries again at once, without the node where one is named; else after the task's `retry_delay`"
+    ELSEWHERE = (
+        "tries again at once, without the node where one is named; else after the task's `retry_delay`"
+    )
     CONTINUE = "goes on from the newest complete checkpoint in the same try: it uses up no retry"
     LATER = "tries again after the task's `retry_delay`"
 
@@ -86,6 +88,13 @@ KINDS: dict[str, Kind] = {
         "the GPU stays broken, other nodes are well",
         "Tell the site's administrators, with the line above; exclude in the cluster file leaves the node out for all "
         "runs.",
+    ),
+    "bad_node": Kind(
+        "a node failed the look before the work (preflight)",
+        Action.ELSEWHERE,
+        "the node is not fit for the job, others may be",
+        "The line says what it lacks. Where every node lacks it, correct the cluster file (preflight, "
+        "network_interface, environment); else tell the site's administrators.",
     ),
     "cancelled": Kind(
         "a person cancelled the job",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 
 from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.failures.evidence import Evidence, Place, slurm_logs
+from llm_bridge.failures.handling import explain
 from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.triggers import SlurmJobTrigger
 
@@ -49,6 +51,13 @@ class SlurmJobSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """The job has ended."""
-        if not event["info"] or not JobInfo(**event["info"]).meaning.good:
-            raise SlurmJobFailed(event)
+        info = JobInfo(**event["info"]) if event["info"] else None
+        if info is None or not info.meaning.good:
+            job_id, directory = event["job_id"], event["directory"]
+            known = Evidence(job_id=job_id, info=info, notice=event["notice"], reason=event["reason"])
+            place = Place(event["cluster"], job_id, directory, slurm_logs(directory))
+            name, lines = f"Slurm job {job_id}", event["last_lines"]
+            # The job belongs to another task: nothing here submits it again.
+            told = explain(context, self, known, place, name=name, can_continue=False, last_lines=lines)
+            raise SlurmJobFailed(event, told)
         return event["result"]
