@@ -168,7 +168,7 @@ def test_gpu_hours_are_counted_from_start_to_end_and_those_since_the_checkpoint_
 def test_a_diagnosis_survives_its_way_through_an_xcom_of_a_newer_version() -> None:
     found = failed(found=seen("xid"), attempt=2, of=3)
     assert Diagnosis.from_dict({**found.as_dict(), "new": 1}) == found
-    assert "Cause: a GPU is broken" in found.text() and "What to do: " in found.text()
+    assert "Cause: gpu_hardware (a GPU is broken" in found.text() and "What to do: " in found.text()
 
 
 def test_every_signatures_class_is_diagnosed_from_its_excerpt() -> None:

@@ -56,7 +56,7 @@ class Diagnosis:
     def text(self) -> str:
         """Several lines: for the exception's message and the log."""
         where = f" ({self.source})" if self.source else ""
-        lines = [f"Cause: {self.title} [{self.kind}]", f"Evidence: {self.evidence}{where}"]
+        lines = [f"Cause: {self.kind} ({self.title})", f"Evidence: {self.evidence}{where}"]
         if self.node:
             lines.append(f"Node: {self.node}")
         if self.step is not None:

@@ -78,8 +78,8 @@ def explain(
     diagnosis = replace(diagnosis, next=decision.text)
     ti.xcom_push(key=XCOM_KEY, value=diagnosis.as_dict())
     log.info(
-        "%s: %s [%s]; %s; evidence: %s (%s)", name, diagnosis.title, diagnosis.kind, decision.text, diagnosis.evidence,
-        diagnosis.source or "-",
+        "%s: %s (%s). What follows: %s. Evidence: %s (%s)", name, diagnosis.kind, diagnosis.title, decision.text,
+        diagnosis.evidence, diagnosis.source or "-",
     )  # fmt: skip
     return Explained(diagnosis, decision)
 

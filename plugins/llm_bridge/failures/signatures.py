@@ -227,10 +227,15 @@ TABLE: tuple[Signature, ...] = (
       "NVIDIA-SMI 580.105.08   Driver Version: 580.105.08   CUDA Version: 13.0"),
     # ---- settings, paths, checkpoints, disks, tokens
     S("hydra", "bad_config",
-      r"^(Could not override '|hydra\.errors\.\w+: |omegaconf\.errors\.\w+: |Error merging override |In '.*': Could not "
-      r"find ')|verl refuses a setting of the recipe",
+      r"^(hydra\.errors\.\w+: |Could not override '|Error merging override |In '.*': Could not find ')|"
+      r"verl refuses a setting of the recipe",
       "Could not override 'trainer.no_such'.",
       "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."),
+    S("omegaconf", "bad_config",
+      r"^omegaconf\.errors\.\w+: ",
+      "omegaconf.errors.ConfigAttributeError: Key 'no_such' is not in struct",
+      "  File \"site-packages/omegaconf/errors.py\", line 12, in format_error",
+      cascade=True),  # hydra's own line, which follows, names the whole key
     S("batch_shape", "bad_config",
       r"^AssertionError: real_train_batch_size .* must be divisible|is not a multiple of the \d+ processes",
       "AssertionError: real_train_batch_size (100) must be divisible by minimal possible batch size (16)",

@@ -1,0 +1,1 @@
+"""Measurements and reports that are made by running the real thing."""
