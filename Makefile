@@ -6,10 +6,10 @@ PYTHON := $(HOME_DIR)/airflow-env/bin/python
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up status down clean test chaos lint format
+.PHONY: help setup demo up status down clean test chaos lint format docs failures-report
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: ## install what is missing: Debian packages (as root), two Python environments
 	@./setup.sh
@@ -37,6 +37,12 @@ lint: setup ## ruff and mypy
 
 chaos: setup ## break everything around running jobs (CHAOS_FAULTS=200, CHAOS_SEED=n, CHAOS_SHORT=1)
 	@$(PYTHON) -m pytest tests/chaos
+
+docs: setup ## write docs/troubleshooting.md anew from the table of signatures
+	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.failures.docs
+
+failures-report: setup ## cause failures for real; build/failures/report.json says what was found and done
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.failures_report
 
 format: setup ## let ruff put the sources in shape
 	@$(PYTHON) -m ruff check --fix .
