@@ -106,16 +106,9 @@ def now_is_its_limit(cluster: LocalCluster, job_id: str) -> None:
 
 
 def preempt(cluster: LocalCluster, job_id: str) -> None:
-    """A short job of the partition above takes all nodes."""
-    wrap = [
-        "sbatch",
-        "--partition=high",
-        "--exclusive",
-        "--nodes=4",
-        "--output=/dev/null",
-        "--wrap",
-        "sleep 2",
-    ]
+    """A short job of the partition above takes the job's nodes."""
+    options = ["--partition=high", "--exclusive", f"--nodelist={nodes_of(cluster, job_id)}"]
+    wrap = ["sbatch", *options, "--output=/dev/null", "--wrap", "sleep 2"]
     cluster.run("login", wrap, user="svc")
 
 
@@ -126,8 +119,13 @@ def cancel(cluster: LocalCluster, job_id: str) -> None:
 
 def power_off(cluster: LocalCluster, job_id: str) -> None:
     """The power cord of the node on which the job runs."""
+    cluster.power_off(nodes_of(cluster, job_id))
+
+
+def nodes_of(cluster: LocalCluster, job_id: str) -> str:
+    """Where a job runs, as squeue writes it."""
     ask = ["squeue", "-h", "-o", "%N", "-j", job_id]
-    cluster.power_off(cluster.run("login", ask, user="svc").stdout.strip())
+    return cluster.run("login", ask, user="svc").stdout.strip()
 
 
 def power_on_all(cluster: LocalCluster) -> None:

@@ -46,7 +46,7 @@ def follow(task: Any, made: SlurmSubmitOperator, meddle: Callable[[int, str], No
 async def _with(trigger: Any, meddle: Callable[[str], None]) -> Any:
     outcome = asyncio.create_task(trigger.outcome())
     await asyncio.to_thread(meddle, trigger.job_id)
-    return await outcome
+    return await asyncio.wait_for(outcome, 90)
 
 
 def running(slurm: Any, job_id: str) -> None:

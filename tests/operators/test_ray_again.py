@@ -144,8 +144,10 @@ def test_a_cluster_that_is_preempted_for_good_is_replaced_within_the_same_try(
     new_task: Any, slurm: Any, stage: str, cluster_job: SlurmJob, logged: Any
 ) -> None:
     place = f"{stage}/preempted"
-    low = cluster_job.resources.model_copy(update={"partition": "lowcancel"})
-    own = cluster_job.model_copy(update={"directory": place, "resources": low})
+    # All GPUs of a node: so it is not the one on which the cluster of this file runs, which cannot be preempted.
+    low = cluster_job.resources.model_copy(update={"partition": "lowcancel", "gpus_per_node": 8})
+    settings = {**SETTINGS, "gpus_per_node": 8}
+    own = cluster_job.model_copy(update={"directory": place, "resources": low, "settings": settings})
     submitter, task = new_task("again-preempted"), new_task("again-preempted-wait")
     up = submitter.run(RayClusterOperator(task_id="up", job=own))
     job = python("print('the second')", place)
@@ -157,7 +159,7 @@ def test_a_cluster_that_is_preempted_for_good_is_replaced_within_the_same_try(
         outcome = asyncio.create_task(trigger.outcome())
         await asyncio.sleep(3)
         await asyncio.to_thread(preempt, slurm, up["job_id"])
-        return await outcome
+        return await asyncio.wait_for(outcome, 60)
 
     event = asyncio.run(preempted())
     with pytest.raises(TaskDeferred) as deferred:
