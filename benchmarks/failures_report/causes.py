@@ -122,6 +122,15 @@ def power_off(cluster: LocalCluster, job_id: str) -> None:
     cluster.power_off(nodes_of(cluster, job_id))
 
 
+def wait_until_running(cluster: LocalCluster, job_id: str, seconds: float = 30) -> None:
+    """Until Slurm says that the job runs."""
+    until = time.monotonic() + seconds
+    ask = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id]
+    while cluster.run("login", ask, user="svc").stdout.strip() != "RUNNING":
+        assert time.monotonic() < until, f"job {job_id} does not run"
+        time.sleep(0.2)
+
+
 def nodes_of(cluster: LocalCluster, job_id: str) -> str:
     """Where a job runs, as squeue writes it."""
     ask = ["squeue", "-h", "-o", "%N", "-j", job_id]

@@ -49,12 +49,6 @@ async def _with(trigger: Any, meddle: Callable[[str], None]) -> Any:
     return await asyncio.wait_for(outcome, 90)
 
 
-def running(slurm: Any, job_id: str) -> None:
-    from tests.operators.test_submit import wait_until_running
-
-    wait_until_running(slurm, job_id)
-
-
 @pytest.mark.parametrize("cause", STOPS, ids=lambda cause: cause.name)
 def test_a_failure_is_named_with_its_evidence_and_its_retries_are_kept_where_they_cannot_help(
     cause: Cause, slurm: Any, new_task: Any
@@ -63,7 +57,7 @@ def test_a_failure_is_named_with_its_evidence_and_its_retries_are_kept_where_the
 
     def meddle(number: int, job_id: str) -> None:
         if cause.meddle:
-            running(slurm, job_id)
+            causes.wait_until_running(slurm, job_id)
             cause.meddle(slurm, job_id)
 
     with pytest.raises(SlurmJobFailed) as caught:
@@ -144,7 +138,7 @@ def test_two_attempts_in_a_row_without_a_new_checkpoint_end_it_although_tries_ar
 
     def meddle(number: int, job_id: str) -> None:
         seen.append(number)
-        running(slurm, job_id)
+        causes.wait_until_running(slurm, job_id)
         assert cause.meddle
         cause.meddle(slurm, job_id)
 
