@@ -189,3 +189,8 @@ def test_accounting_is_read_as_sacct_prints_it() -> None:
     assert (told.max_rss, told.node_mem, told.elapsed, told.cpu_seconds) == (2 * 2**30, 4 * 2**30, 42, 1.5)
     assert parse("8", ROWS) is None
     assert (seconds("1-02:03:04"), seconds(""), size("512M"), size("")) == (93784, 0, 512 * 2**20, 0)
+
+
+def test_a_job_that_only_points_at_its_output_is_diagnosed_from_that() -> None:
+    reason = {"reason": "verl.model_merger failed with exit code 1 (its output is above)", "retry": False}
+    assert failed(reason=reason, found=seen("no_space")).kind == "disk_full"

@@ -138,8 +138,8 @@ def own_word(evidence: Evidence) -> Finding | None:
         return root
     if kind in KINDS or kind in GUARD:
         return Finding(GUARD.get(kind, kind), text, "reason.json", nodes)
-    if reason.get("retry") is False:
-        return Finding("bad_config", text, "reason.json", nodes)
+    if reason.get("retry") is False:  # the log may tell more than "its output is above"
+        return root_cause(evidence) or Finding("bad_config", text, "reason.json", nodes)
     if nodes:
         return Finding("bad_node", text, "reason.json", nodes)
     return None
