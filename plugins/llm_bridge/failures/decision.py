@@ -123,8 +123,9 @@ class RetryByCause(RetryPolicy):
 def with_policy(options: dict[str, Any]) -> dict[str, Any]:
     """An operator's arguments, with our retry policy where the user has none of his own.
 
-    Airflow's mapped operators pass None where nothing was given.
+    Airflow's mapped operators pass None where nothing was given; what a DAG or a task group gives comes beside the
+    arguments (``default_args``).
     """
-    if options.get("retry_policy") is None:
-        options["retry_policy"] = RetryByCause()
+    given = options.get("retry_policy") or (options.get("default_args") or {}).get("retry_policy")
+    options["retry_policy"] = given or RetryByCause()
     return options
