@@ -194,3 +194,14 @@ def test_accounting_is_read_as_sacct_prints_it() -> None:
 def test_a_job_that_only_points_at_its_output_is_diagnosed_from_that() -> None:
     reason = {"reason": "verl.model_merger failed with exit code 1 (its output is above)", "retry": False}
     assert failed(reason=reason, found=seen("no_space")).kind == "disk_full"
+
+
+def test_a_dead_ray_node_keeps_the_name_that_the_guard_gives_it() -> None:
+    reason = {
+        "reason": f"worker n2 died ({BY_ID['ray_node_dead'].excerpt})",
+        "nodes": ["n2"],
+        "kind": "worker_dead",
+    }
+    found = failed(reason=reason, found=seen("ray_node_dead"))
+    assert (found.kind, found.node) == ("node_failure", "n2")
+    assert failed(reason=reason, found=seen("ray_node_dead", "ray_oom")).kind == "node_failure"

@@ -129,13 +129,13 @@ def own_word(evidence: Evidence) -> Finding | None:
         return None
     text, nodes = str(reason.get("reason") or ""), ", ".join(reason.get("nodes") or ()) or None
     kind = str(reason.get("kind") or "")
+    # A node that the guard names may have died of something that the log tells: that is looked for first.
+    if GUARD.get(kind) == "node_failure" and (root := root_cause(evidence)) and root.kind != "node_failure":
+        return root
     matches = [m for m in in_lines([text]) if not m.signature.cascade]
     if matches and kind not in KINDS:
         first = matches[0]
         return Finding(first.signature.kind, text, "reason.json", nodes or first.node, first.signature.advice)
-    # A node that the guard names may have died of something that the log tells: that is looked for first.
-    if kind in ("worker_dead", "gcs_dead", "node_failed", "step_ended") and (root := root_cause(evidence)):
-        return root
     if kind in KINDS or kind in GUARD:
         return Finding(GUARD.get(kind, kind), text, "reason.json", nodes)
     if reason.get("retry") is False:  # the log may tell more than "its output is above"
