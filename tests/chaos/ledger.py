@@ -16,6 +16,8 @@ from pathlib import Path
 
 from local_cluster import LocalCluster
 
+RAN_AGAIN = "ends at once: it was done before"
+
 
 @dataclass
 class Job:
@@ -40,6 +42,28 @@ class Job:
     def done(self) -> bool:
         """Whether its work was finished."""
         return any(word == "done" for life in self.lives.values() for word, _ in life)
+
+
+class Jobs:
+    """Jobs by id and name: a slurmctld that crashed may have lost a job, and have given its id to another."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[tuple[str, str], Job] = {}
+
+    def of(self, job_id: str, key: str) -> Job:
+        """One job; made if it is not known."""
+        return self._jobs.setdefault((job_id, key), Job(job_id, key))
+
+    def get(self, attempt: Attempt) -> Job | None:
+        """The job of a submission; None if nobody knows it."""
+        return self._jobs.get((attempt.job_id, attempt.owner["key"]))
+
+    def __getitem__(self, job_id: str) -> Job:
+        """The last job with that id."""
+        return next(job for job in reversed(self._jobs.values()) if job.job_id == job_id)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
 
 
 @dataclass(frozen=True)
@@ -75,10 +99,15 @@ class Attempt:
         file, place, found = self.folder / "output.log", 0, {}
         for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
             place += len(line)
-            # A job that Slurm runs again although it was done, when nobody follows it any more, says only this.
-            if line.strip() and not line.rstrip().endswith(b"ends at once: it was done before"):
+            if line.strip():
                 found[place] = line.decode().rstrip("\n")
         return found
+
+    @property
+    def alive_until(self) -> float:
+        """When its job last wrote a line of its own: epoch seconds, 0 if it never did."""
+        wrote = [float(line.split()[0]) for line in self.output.values() if re.match(r"\d+\.\d+ line ", line)]
+        return max(wrote, default=0.0)
 
 
 class Ledger:
@@ -98,22 +127,21 @@ class Ledger:
         self.file.touch()
         self.file.chmod(0o666)
 
-    def jobs(self) -> dict[str, Job]:
-        """All jobs that ran user code, by id."""
-        found: dict[str, Job] = {}
+    def jobs(self) -> Jobs:
+        """All jobs that ran user code."""
+        found = Jobs()
         for line in self.file.read_text().splitlines():
             word, key, job_id, life, at = line.split()
-            job = found.setdefault(job_id, Job(job_id, key))
-            job.lives[int(life)].append((word, float(at.replace(",", "."))))
+            found.of(job_id, key).lives[int(life)].append((word, float(at.replace(",", "."))))
         return found
 
-    def accounted(self) -> dict[str, Job]:
+    def accounted(self) -> Jobs:
         """The same, with state and times of accounting; also jobs that never came to run user code."""
         found = self.jobs()
         argv = ["sacct", "-X", "-n", "-P", "-a", "-S", "now-1day", "-o", "JobIDRaw,JobName,State,Start,End"]
         for line in self.cluster.run("ctl", argv).stdout.splitlines():
             job_id, key, state, started, ended = line.split("|")
-            job = found.setdefault(job_id, Job(job_id, key))
+            job = found.of(job_id, key)
             job.state, job.started, job.ended = state.split()[0], started, ended
         return found
 
@@ -127,7 +155,7 @@ class Ledger:
     def began(self, run: str, number: int = 1) -> list[str]:
         """Ids of the jobs of one attempt that ran user code."""
         keys = {a.owner["key"] for a in self.attempts(run) if a.number == number}
-        return [job.job_id for job in self.jobs().values() if job.key in keys]
+        return [job.job_id for job in self.jobs() if job.key in keys]
 
     def rows(self, run: str, dag: str = "*", task: str = "job") -> list[Row]:
         """All lines of a task's logs, in order of time."""
@@ -158,7 +186,12 @@ class Ledger:
             last = max(attempt.output, default=0) if whole and number == max(tries) else max(ends)
             where = f"{run}: {task}, try {number}, {attempt.folder.name}"
             twice = sorted({end for end in ends if ends.count(end) > 1})
-            lacking = [line for end, line in attempt.output.items() if end <= last and end not in ends]
+            lacking = [
+                line
+                for end, line in attempt.output.items()
+                # A job that Slurm runs again although it was done says only this, and nobody may follow it any more.
+                if end <= last and end not in ends and not line.endswith(RAN_AGAIN)
+            ]
             wrong = [row for row in rows if attempt.output.get(row.end) != row.text]
             faults += [f"{where}: twice: {attempt.output.get(end)}" for end in twice]
             faults += [f"{where}: lost: {line}" for line in lacking]

@@ -1,1 +1,0 @@
-"""Measurements and reports that are made by running the real thing."""
