@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,8 +24,13 @@ GOES_ON = [cause for cause in CAUSES if cause.action is Action.CONTINUE]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def disk(slurm: Any) -> None:
+def disk(slurm: Any) -> Iterator[None]:
+    """A small disk; afterwards the nodes are free again for the tests of other files."""
     causes.small_disk(slurm)
+    yield
+    until = time.monotonic() + 30
+    while slurm.run("login", ["squeue", "-h"], user="svc").stdout.strip() and time.monotonic() < until:
+        time.sleep(0.5)
 
 
 def operator(cause: Cause, slurm: Any) -> SlurmSubmitOperator:
