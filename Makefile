@@ -6,10 +6,10 @@ PYTHON := $(HOME_DIR)/airflow-env/bin/python
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up status down clean test chaos ray-report lint format
+.PHONY: help setup demo up status down clean test chaos ray-report failures-report docs lint format
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup: ## install what is missing: Debian packages (as root), two Python environments
 	@./setup.sh
@@ -40,6 +40,12 @@ chaos: setup ## break everything around running jobs (CHAOS_FAULTS=200, CHAOS_SE
 
 ray-report: setup ## measure Ray on a local Slurm cluster; build/ray/report.json (SECTIONS="bring_up idle" for some of it)
 	@AIRFLOW_HOME=$(CURDIR)/build/ray/airflow PYTHONPATH=plugins $(PYTHON) -m benchmarks.ray_report $(SECTIONS)
+
+failures-report: setup ## cause failures for real; build/failures/report.json says what was found and done
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.failures_report
+
+docs: setup ## write docs/troubleshooting.md anew from the table of signatures
+	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.failures.docs
 
 format: setup ## let ruff put the sources in shape
 	@$(PYTHON) -m ruff check --fix .

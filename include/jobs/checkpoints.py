@@ -8,6 +8,7 @@ Layout (``verl/utils/checkpoint``, 0.9.1): ``DIR/global_step_N/`` for SFT, ``DIR
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,9 +114,7 @@ def rewind(directory: Path, layout: Layout) -> int:
     :returns: the step that training goes on from; 0 when it starts afresh.
     :raises JobError: the checkpoint was written by another number of processes.
     """
-    found = [path for path in directory.glob("global_step_*") if path.name.rpartition("_")[2].isdigit()]
-    for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("_")[2]), reverse=True):
-        step = int(checkpoint.name.rpartition("_")[2])
+    for step, checkpoint in _newest_first(directory):
         _check_processes(checkpoint, layout)
         if layout.is_complete(checkpoint):
             _track(directory, step)
@@ -124,6 +123,37 @@ def rewind(directory: Path, layout: Layout) -> int:
         say(f"the checkpoint of step {step} is incomplete (the job ended while it was written): not used")
     (directory / TRACKER).unlink(missing_ok=True)
     return 0
+
+
+def prune(directory: Path, layout: Layout, keep: Optional[int]) -> list[int]:
+    """Delete checkpoints older than the ``keep`` newest complete ones; the steps that are gone.
+
+    verl prunes too (``trainer.max_*ckpt_to_keep``), but knows only those that this very process has saved, and leaves a
+    PPO checkpoint's folder behind. To be called while nobody trains here. What is newer than the newest complete one
+    stays: verl overwrites it when it comes to that step again.
+
+    :param keep: None keeps all.
+    """
+    if not keep:
+        return []
+    complete, gone = 0, []
+    for step, checkpoint in _newest_first(directory):
+        if complete >= keep or (complete and not layout.is_complete(checkpoint)):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            gone.append(step)
+        elif layout.is_complete(checkpoint):
+            complete += 1
+    if gone:
+        say(
+            f"deleted older checkpoints than the {keep} newest (keep): of step {', '.join(map(str, sorted(gone)))}"
+        )
+    return gone
+
+
+def _newest_first(directory: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every checkpoint, complete or not."""
+    found = [(path.name.rpartition("_")[2], path) for path in directory.glob("global_step_*")]
+    return sorted(((int(step), path) for step, path in found if step.isdigit()), reverse=True)
 
 
 def start_next_epoch_afresh(checkpoint: Path) -> None:

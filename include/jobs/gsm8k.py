@@ -46,7 +46,8 @@ def parquet_files(directory: Path, config: str, split: str) -> list[Path]:
             return found
     raise JobError(
         f"data.source: no {config}/{split}-*.parquet in {directory}. Needed are train and test, as parquet files "
-        "with the columns question and answer; data.config names the directory."
+        "with the columns question and answer; data.config names the directory.",
+        kind="missing_path",
     )
 
 
@@ -63,7 +64,7 @@ def convert(directory: Path, config: str, split: str, target: Path) -> int:
         try:
             table = pandas.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise JobError(f"data.source: cannot read {path}: {error}") from error
+            raise JobError(f"data.source: cannot read {path}: {error}", kind="missing_path") from error
         if lacking := {"question", "answer"} - set(table.columns):
             raise JobError(
                 f"data.source: {path} has no column {' and no '.join(sorted(lacking))}; it has "

@@ -67,20 +67,23 @@ def _explained(fetch: Callable[[Any], str], key: str, repo_id: str, kind: str, b
     except errors.GatedRepoError as error:
         raise JobError(
             f"{key}: {repo_id} is gated and the token may not read it. Accept its terms on {page} with the account "
-            f"that the token belongs to. {copy}"
+            f"that the token belongs to. {copy}",
+            kind="token_refused",
         ) from error
     except errors.RepositoryNotFoundError as error:
         # The Hub answers the same for a repository that does not exist and for one that is hidden.
         raise JobError(
             f"{key}: {endpoint} knows no {kind} {repo_id}, or the token may not see it ({_token()}). Check the name "
-            f"on {page}, and the Hub connection's password. {copy}"
+            f"on {page}, and the Hub connection's password. {copy}",
+            kind="token_refused",
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise JobError(
                 f"{key}: {endpoint} refused the token for {repo_id} (HTTP {status}; {_token()}). Put a valid token "
-                f"into the Airflow connection that hub.conn_id of the cluster's file names. {copy}"
+                f"into the Airflow connection that hub.conn_id of the cluster's file names. {copy}",
+                kind="token_refused",
             ) from error
         raise JobError(
             f"{key}: {endpoint} answered HTTP {status} for {repo_id}: {error}", retry=True

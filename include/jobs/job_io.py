@@ -20,11 +20,18 @@ class JobError(Exception):
 
     :param text: what happened, where, and what to do next.
     :param retry: whether running the same job again could help.
+    :param kind: the failure's class, a name of llm_bridge/failures/kinds.py, where the text does not show it.
     """
 
-    def __init__(self, text: str, *, retry: bool = False) -> None:
+    def __init__(self, text: str, *, retry: bool = False, kind: Optional[str] = None) -> None:
         super().__init__(text)
         self.retry = retry
+        self.kind = kind
+
+    def as_json(self) -> dict[str, Any]:
+        """Content of reason.json."""
+        about = {"reason": str(self), "retry": self.retry}
+        return {**about, "kind": self.kind} if self.kind else about
 
 
 def say(text: str) -> None:
@@ -54,7 +61,7 @@ def run(stage: Callable[[Settings], Optional[dict[str, Any]]]) -> None:
     """Run a launcher: ``python LAUNCHER.py ATTEMPT_DIR/settings.json``.
 
     Leaves beside the settings ``result.json`` with what ``stage`` returned (nothing for None, which is what the
-    other nodes of a job return), or ``reason.json`` ``{"reason", "retry"}`` when it raised JobError, and then
+    other nodes of a job return), or ``reason.json`` (:meth:`JobError.as_json`) when it raised JobError, and then
     exits with 1. Any other exception is a bug and keeps its traceback.
 
     :param stage: does the work; gets the settings.
@@ -67,7 +74,7 @@ def run(stage: Callable[[Settings], Optional[dict[str, Any]]]) -> None:
     try:
         result = stage(settings)
     except JobError as error:
-        write_json(path.with_name("reason.json"), {"reason": str(error), "retry": error.retry})
+        write_json(path.with_name("reason.json"), error.as_json())
         print(f"[llm-bridge] error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     if result is not None:

@@ -28,18 +28,21 @@ def newest(directory: Path, component: Optional[str]) -> tuple[int, Path]:
     if step is None:
         raise JobError(
             f"no checkpoint to merge: {directory}/{checkpoints.TRACKER} does not exist. "
-            "The training stage saves at its last step: look at how it ended, and run it again."
+            "The training stage saves at its last step: look at how it ended, and run it again.",
+            kind="missing_path",
         )
     part = checkpoints.step_directory(directory, step) / (component or "")
     if not part.is_dir():
         raise JobError(
-            f"no checkpoint to merge: {directory}/{checkpoints.TRACKER} names step {step}, but {part} does not exist"
+            f"no checkpoint to merge: {directory}/{checkpoints.TRACKER} names step {step}, but {part} does not exist",
+            kind="missing_path",
         )
     if lacking := checkpoints.missing(part, ["model"]):
         raise JobError(
             f"the checkpoint of step {step} is incomplete, {len(lacking)} file(s) missing or cut off in {part}: "
             f"{', '.join(lacking[:4])}{' ...' if len(lacking) > 4 else ''}. Run the training stage again: it goes "
-            "on from the newest complete checkpoint."
+            "on from the newest complete checkpoint.",
+            kind="checkpoint_incompatible",
         )
     return step, part
 

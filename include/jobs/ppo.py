@@ -16,6 +16,10 @@ from hydra_args import override, overrides
 from job_io import JobError, Settings, run, say
 
 CONFIG = "ppo_trainer"
+PARTS = ("actor", "critic")
+# verl saves before this moment (epoch seconds), if it is told to use its older trainer: 0.9.1's default one
+# (trainer.use_v1) does not look (verl/trainer/ppo/ray_trainer.py: should_save_ckpt_esi).
+CAPACITY_ENDS = "MLP_CURRENT_CAPACITY_BLOCK_EXPIRATION_TIMESTAMP"
 
 
 def arguments(settings: Settings) -> list[str]:
@@ -29,6 +33,7 @@ def arguments(settings: Settings) -> list[str]:
         "actor_rollout_ref.model.path": settings["actor_path"],
         "critic.model.path": settings["critic_path"],
         **verl_run.trainer_settings(settings, settings["nodes"], settings["gpus_per_node"]),
+        **{f"trainer.max_{part}_ckpt_to_keep": keep for part in PARTS if (keep := settings.get("keep"))},
         **settings["verl"],
     }
     for key, value in given.items():
@@ -131,9 +136,13 @@ def train(settings: Settings) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     if config.trainer.resume_mode == "auto":
         checkpoints.rewind(directory, layout)
+        kept = [config.trainer[f"max_{part}_ckpt_to_keep"] for part in PARTS]
+        checkpoints.prune(directory, layout, max(kept) if all(kept) else None)
     say(f"PPO: {epoch} steps an epoch, {expected} steps on {nodes} node(s) x {gpus} GPU(s)")
 
     variables = verl_run.training_environment(settings, os.environ)
+    if ends := os.environ.get("SLURM_JOB_END_TIME"):  # from Slurm 23.02 on
+        variables.setdefault(CAPACITY_ENDS, os.environ.get(CAPACITY_ENDS, ends))
     os.environ.update(variables)  # this process; its workers on all nodes get them from Ray:
     for name, value in variables.items():
         verl_arguments.append(override(f"+ray_kwargs.ray_init.runtime_env.env_vars.{name}", value))

@@ -140,7 +140,9 @@ def _check_model(model: Path) -> None:
             if path.is_file():
                 path.open("rb").close()
     except OSError as error:
-        raise JobError(f"base_model: {error.filename or model}: {error.strerror} on this node") from error
+        raise JobError(
+            f"base_model: {error.filename or model}: {error.strerror} on this node", kind="missing_path"
+        ) from error
     if lacking:
         raise JobError(f"base_model: {model} is not a Hugging Face model: no {', no '.join(lacking)}")
 

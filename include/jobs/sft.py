@@ -31,6 +31,7 @@ def arguments(settings: Settings, nodes: int, gpus_per_node: int) -> list[str]:
         {
             "model.path": settings["model_path"],
             **verl_run.trainer_settings(settings, nodes, gpus_per_node),
+            **({"trainer.max_ckpt_to_keep": settings["keep"]} if settings.get("keep") else {}),
             **settings["verl"],
         }
     )
@@ -134,6 +135,7 @@ def train(settings: Settings) -> Optional[dict[str, Any]]:
             step = checkpoints.rewind(directory, layout)
             if step and step % epoch == 0:
                 checkpoints.start_next_epoch_afresh(checkpoints.step_directory(directory, step))
+            checkpoints.prune(directory, layout, config.trainer.max_ckpt_to_keep)
         say(f"SFT: {rows} rows, {epoch} steps an epoch, {expected} steps on {nodes} node(s) x {gpus} GPU(s)")
 
     # hydra keeps the configuration as run here, instead of in outputs/DATE/TIME

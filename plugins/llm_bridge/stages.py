@@ -35,6 +35,7 @@ def sft(plan: Plan) -> SlurmJob:
     settings = {
         "model_path": plan.base_model_path,
         "checkpoint_dir": checkpoints,
+        "keep": plan.recipe.sft.keep,
         "verl": plan.recipe.sft.verl,
         "preflight": _preflight(plan, "sft"),
         **_training(plan),
@@ -109,6 +110,7 @@ def ppo(plan: Plan) -> RayJob:
         "checkpoint_dir": checkpoints,
         "nodes": plan.nodes("ppo"),
         "gpus_per_node": plan.gpus_per_node("ppo", cluster),
+        "keep": plan.recipe.ppo.keep,
         "verl": plan.recipe.ppo.verl,
         **_training(plan),
     }

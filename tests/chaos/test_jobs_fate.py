@@ -43,7 +43,8 @@ def test_a_job_lost_to_its_node_or_to_its_time_limit_is_followed_by_one_new_job(
     stack.slurm("scontrol", "update", "nodename=n1", "state=down", "reason=chaos", user="root")
     stack.shown("lost-node", "lost a node", seconds=90)
     stack.slurm("scontrol", "update", "nodename=n1", "state=resume", user="root")
-    stack.check("job", "lost-node", "time-limit", attempts=2, tries=2)
+    stack.check("job", "lost-node", attempts=2)  # within the same try
+    stack.check("job", "time-limit", attempts=2, tries=2)  # it has no checkpoints to go on from
     stack.shown("time-limit", "ran into its time limit")
 
 

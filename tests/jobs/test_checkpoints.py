@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from checkpoints import TRACKER, Layout, missing, rewind, start_next_epoch_afresh, tracked_step
+from checkpoints import TRACKER, Layout, missing, prune, rewind, start_next_epoch_afresh, tracked_step
 from job_io import JobError
 
 from tests.jobs.support import ppo_checkpoint, sft_checkpoint
@@ -100,3 +100,31 @@ def test_a_checkpoint_at_an_epochs_end_forgets_its_place_and_stays_complete(tmp_
     start_next_epoch_afresh(checkpoint)
     assert not list(checkpoint.glob("data_?.pt"))
     assert rewind(tmp_path, SFT) == 4
+
+
+def test_older_checkpoints_than_the_newest_complete_ones_are_deleted_whoever_saved_them(
+    tmp_path: Path,
+) -> None:
+    for step in (5, 10, 15, 20):
+        sft_checkpoint(tmp_path, step)
+    (sft_checkpoint(tmp_path, 12) / "data_0.pt").unlink()
+    (sft_checkpoint(tmp_path, 25) / "data_0.pt").unlink()
+    assert sorted(prune(tmp_path, SFT, 2)) == [5, 10, 12]
+    left = sorted(int(path.name.rpartition("_")[2]) for path in tmp_path.glob("global_step_*"))
+    assert left == [15, 20, 25], "the incomplete one that is newer is verl's to overwrite"
+    assert rewind(tmp_path, SFT) == 20
+
+
+def test_what_verl_leaves_of_a_ppo_checkpoint_that_it_pruned_goes_too(tmp_path: Path) -> None:
+    layout = Layout.ppo(2, CONTENTS)
+    (tmp_path / "global_step_1").mkdir()
+    (tmp_path / "global_step_1" / "data.pt").write_bytes(b"x")
+    ppo_checkpoint(tmp_path, 2)
+    assert prune(tmp_path, layout, 3) == [1]
+
+
+def test_the_only_complete_checkpoint_is_never_deleted_and_without_a_number_none_is(tmp_path: Path) -> None:
+    sft_checkpoint(tmp_path, 5)
+    (sft_checkpoint(tmp_path, 10) / "data_0.pt").unlink()
+    assert prune(tmp_path, SFT, 1) == [] and prune(tmp_path, SFT, None) == []
+    assert rewind(tmp_path, SFT) == 5

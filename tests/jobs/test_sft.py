@@ -40,6 +40,15 @@ def test_the_recipe_may_turn_resuming_off() -> None:
     assert [a for a in arguments if "resume" in a] == ["trainer.resume_mode='disable'"]
 
 
+def test_verl_is_told_how_many_checkpoints_to_keep_and_the_recipes_own_number_wins() -> None:
+    def kept(**settings: Any) -> list[str]:
+        return [a for a in sft.arguments(sft_settings(**settings), 1, 1) if "to_keep" in a]
+
+    assert kept(keep=3) == ["trainer.max_ckpt_to_keep=3"]
+    assert kept(keep=3, verl={"trainer.max_ckpt_to_keep": 5}) == ["trainer.max_ckpt_to_keep=5"]
+    assert kept(keep=None) == []
+
+
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
 
+from benchmarks.failures_report.causes import preempt
 from llm_bridge.failures.errors import RayJobFailed
 from llm_bridge.ray.away import DashboardReachableTrigger
 from llm_bridge.ray.job import RayJob
@@ -96,7 +98,9 @@ def test_a_retry_follows_a_job_that_goes_on_and_submits_the_next_where_it_failed
     wait = sensor(submitted, python("print('second')", stage), cluster_job)
     task.retry()  # a worker died: the job itself is well
     assert task.start(wait).submission_id == submitted["submission_id"]
-    with pytest.raises(RayJobFailed, match=r"driver_exit_code 3(.|\n)*\| first(.|\n)*Next: a retry"):
+    with pytest.raises(
+        RayJobFailed, match=r"driver_exit_code 3(.|\n)*\| first(.|\n)*How: a retry(.|\n)*unknown"
+    ):
         task.run(wait)
     task.retry()
     done = task.run(wait)
@@ -123,14 +127,51 @@ def test_a_cluster_that_slurm_starts_anew_is_waited_for_and_gets_the_next_job(
         return await outcome
 
     event = asyncio.run(with_requeue())
-    with pytest.raises(RayJobFailed, match=r"lost its cluster: Slurm job \d+ .* starts anew: "):
+    with pytest.raises(TaskDeferred) as deferred:  # within the same try
         wait.execute_complete(task.context, event)
-    task.retry()
-    again = task.start(wait)
+    assert task.xcoms["diagnosis"]["kind"] == "preempted"
+    again = deferred.value.trigger
     assert isinstance(again, DashboardReachableTrigger)
-    asyncio.run(anext(again.run()))
-    assert task.run(wait)["status"] == "SUCCEEDED"
+    event = asyncio.run(anext(again.run())).payload
+    with pytest.raises(TaskDeferred) as deferred:
+        wait.execute_again(task.context, event)
+    event = asyncio.run(deferred.value.trigger.outcome())
+    assert wait.execute_complete(task.context, event)["status"] == "SUCCEEDED"
     assert "slurm_job" not in task.xcoms, "it ran on the cluster that was submitted to"
+
+
+def test_a_cluster_that_is_preempted_for_good_is_replaced_within_the_same_try(
+    new_task: Any, slurm: Any, stage: str, cluster_job: SlurmJob, logged: Any
+) -> None:
+    place = f"{stage}/preempted"
+    # All GPUs of a node: so it is not the one on which the cluster of this file runs, which cannot be preempted.
+    low = cluster_job.resources.model_copy(update={"partition": "lowcancel", "gpus_per_node": 8})
+    settings = {**SETTINGS, "gpus_per_node": 8}
+    own = cluster_job.model_copy(update={"directory": place, "resources": low, "settings": settings})
+    submitter, task = new_task("again-preempted"), new_task("again-preempted-wait")
+    up = submitter.run(RayClusterOperator(task_id="up", job=own))
+    job = python("print('the second')", place)
+    submitted = submit(submitter, up, python("import time; time.sleep(600)", place))
+    wait = sensor(submitted, job, own)
+    trigger = task.start(wait)
+
+    async def preempted() -> Any:
+        outcome = asyncio.create_task(trigger.outcome())
+        await asyncio.sleep(3)
+        await asyncio.to_thread(preempt, slurm, up["job_id"])
+        return await asyncio.wait_for(outcome, 60)
+
+    event = asyncio.run(preempted())
+    with pytest.raises(TaskDeferred) as deferred:
+        wait.execute_complete(task.context, event)
+    assert task.xcoms["diagnosis"]["kind"] == "preempted" and task.ti.try_number == 1
+    assert any("goes on from its beginning within this try" in line for line in logged())
+    event = asyncio.run(deferred.value.trigger.outcome())
+    with pytest.raises(TaskDeferred) as deferred:
+        wait.cluster_ready(task.context, event)
+    event = asyncio.run(deferred.value.trigger.outcome())
+    assert wait.execute_complete(task.context, event)["status"] == "SUCCEEDED"
+    assert task.xcoms["slurm_job"]["directory"] == f"{place}/again/attempt-1"
 
 
 def test_a_submit_to_a_cluster_that_is_gone_submits_nothing_and_the_wait_brings_up_its_own(

@@ -49,6 +49,7 @@ class JobSize(Strict):
 class TrainStage(JobSize):
     """A training stage: its size, and verl's own settings under verl's own names."""
 
+    keep: Count | None = Field(default=3, description="complete checkpoints that stay; all when empty")
     verl: VerlSettings = {}
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llm_bridge.ray import words
 from llm_bridge.slurm.states import Phase, state_of
+
+if TYPE_CHECKING:
+    from llm_bridge.failures.decision import Decision
+    from llm_bridge.failures.diagnosis import Diagnosis
+    from llm_bridge.failures.handling import Explained
 
 AGAIN = (
     "a retry, or a clear of this task, submits it again, on a Ray cluster of its own where this one is gone; "
@@ -15,31 +20,49 @@ AGAIN = (
 )
 
 
-class SlurmJobFailed(AirflowException):
+class Explains(AirflowException):
+    """Carries the ``diagnosis``, and the ``decision`` that :class:`~llm_bridge.failures.decision.RetryByCause` reads;
+    both None where nobody looked for the cause."""
+
+    diagnosis: Diagnosis | None = None
+    decision: Decision | None = None
+
+    def __init__(self, text: str, explained: Explained | None) -> None:
+        if explained:
+            self.diagnosis, self.decision = explained.diagnosis, explained.decision
+            text += f"\n{explained.diagnosis.text()}"
+        super().__init__(text)
+
+
+class SlurmJobFailed(Explains):
     """A Slurm job ended without having done its work.
 
     :param event: the payload of :class:`~llm_bridge.slurm.triggers.SlurmJobTrigger`.
+    :param explained: why, and what follows.
     """
 
-    def __init__(self, event: dict[str, Any]) -> None:
+    def __init__(self, event: dict[str, Any], explained: Explained | None = None) -> None:
         self.event = event
-        super().__init__(_sentence(event))
+        super().__init__(_sentence(event), explained)
 
 
 class SlurmJobCannotSucceed(SlurmJobFailed, AirflowFailException):
     """The job itself said that running it again cannot help, so Airflow does not: bad input, a refused token."""
 
 
-class RayJobFailed(AirflowException):
+class RayJobFailed(Explains):
     """A Ray job ended without having done its work, or its cluster did.
 
     :param event: the payload of :class:`~llm_bridge.ray.triggers.RayJobTrigger`.
+    :param explained: why, and what follows.
     :param again: whether the next try of the task brings the job back by itself.
     """
 
-    def __init__(self, event: dict[str, Any], *, again: bool = False) -> None:
+    def __init__(
+        self, event: dict[str, Any], explained: Explained | None = None, *, again: bool = False
+    ) -> None:
         self.event = event
-        super().__init__(_ray_sentence(event, again))
+        super().__init__(_ray_sentence(event, again), explained)
 
 
 class RayJobCannotSucceed(RayJobFailed, AirflowFailException):
@@ -92,7 +115,7 @@ def _ray_sentence(event: dict[str, Any], again: bool) -> str:
     if event["directory"]:
         text += f"\nWhole log on the cluster: {event['directory']}/output.log"
         text += f"\nLog of the Ray cluster: {target['directory']}/output.log"
-    return text + (f"\nNext: {AGAIN}" if again else "")
+    return text + (f"\nHow: {AGAIN}" if again else "")
 
 
 def _allocation(event: dict[str, Any]) -> str:

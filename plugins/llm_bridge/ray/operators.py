@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from llm_bridge.config.load import check_model
+from llm_bridge.failures.decision import with_policy
 from llm_bridge.ray import allocation, dashboard, phases
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import as_target, ray_client
@@ -134,7 +135,7 @@ class RaySubmitJobOperator(CancelsIfMarked, WaitsForRay):
         job: RayJobSource | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**with_policy(kwargs))
         if (job is None) == (entrypoint is None):
             raise ValueError(f"task {self.task_id!r}: give either job or entrypoint")
         self.ray = ray

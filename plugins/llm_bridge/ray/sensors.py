@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 
 from llm_bridge.config.load import load_cluster
+from llm_bridge.failures import ledger
+from llm_bridge.failures.decision import with_policy
 from llm_bridge.failures.errors import RayJobCannotSucceed, RayJobFailed, SlurmJobFailed
+from llm_bridge.failures.handling import Explained
+from llm_bridge.failures.kinds import Action
 from llm_bridge.ray import allocation, dashboard
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import RayTarget, as_target
+from llm_bridge.ray.explain import explain_ray
 from llm_bridge.ray.operators import RayClusterOperator, RayJobSource
 from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Standing, Where, standing, submit_once
 from llm_bridge.ray.triggers import RayJobTrigger
@@ -79,7 +84,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("timeout", TIMEOUT_SECONDS)
-        super().__init__(**kwargs)
+        super().__init__(**with_policy(kwargs))
         if (job is None) != (ray_cluster is None):
             raise ValueError(f"task {self.task_id!r}: give both job and ray_cluster, or neither")
         if pending_minutes is not None and pending_minutes <= 0:
@@ -112,7 +117,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         if self.job is None:
             return True
         submission_id, directory = self.submitted["submission_id"], self.submitted["attempt_directory"]
-        if submission_id is None:
+        if submission_id is None or submission_id in ledger.stored(context).ended:
             return False
         # The first try has not told yet how the job ended. A later one comes because somebody wants it to go on.
         ti: Any = context["ti"]
@@ -175,7 +180,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         self.answer_for_job(context["ti"], lambda: close_and_cancel(job.cluster, job.directory))
         try:
             if not event["ready"]:
-                return RayClusterOperator(task_id=self.task_id, job=job).execute_complete(context, event)
+                return self._did_not_come_up(context, job, event)
             return self._submit(context, Where.of(event), own_cluster=True)
         except ClusterGone as gone:
             attempts.end(context, event["job_id"])
@@ -183,6 +188,16 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         except RAY_AWAY as error:
             self.hand_job_over()
             self.wait_for_ray(RayTarget(**as_target(event)), error, job.directory)
+
+    def _did_not_come_up(self, context: Context, job: SlurmJob, event: dict[str, Any]) -> Any:
+        up = RayClusterOperator(task_id=self.task_id, job=job, retry_delay=self.retry_delay)
+        up.again_within_try = False
+        try:
+            return up.execute_complete(context, event)
+        except SlurmJobFailed as error:
+            if error.decision and error.decision.action is Action.CONTINUE:
+                return self._bring_up(context)
+            raise
 
     def _submit(self, context: Context, where: Where, *, own_cluster: bool) -> Any:
         assert self.job
@@ -223,17 +238,25 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The job or its allocation has ended; a cluster of our own is gone."""
-        bad_nodes = (
-            (event["reason"] or {}).get("nodes") or () if event["status"] == "ALLOCATION_ENDED" else ()
-        )
+        lost = event["status"] == "ALLOCATION_ENDED"
+        said_final = (event["reason"] or {}).get("retry") is False
+        final = event["status"] == CANNOT_START or (said_final and not lost)
+        explained = self._explain(context, event, final) if event["status"] != "SUCCEEDED" else None
+        bad_nodes = [*((event["reason"] or {}).get("nodes") or () if lost else ())]
+        bad_nodes += explained.decision.nodes if explained else ()
         if event["own"]:
             attempts.end(context, event["target"]["job_id"], bad_nodes)
         elif bad_nodes:
             attempts.avoid(context, bad_nodes)
-        if event["status"] != "SUCCEEDED":
-            said_final = (event["reason"] or {}).get("retry") is False
-            final = event["status"] == CANNOT_START or (said_final and event["status"] != "ALLOCATION_ENDED")
-            raise (RayJobCannotSucceed if final else RayJobFailed)(event, again=self.job is not None)
+        if explained and explained.goes_on:
+            where = Where.of(self.submitted)
+            try:
+                return self._run_again(context, where)
+            except RAY_AWAY as error:
+                self.wait_for_ray(where.target, error, self._own_stage(context))
+        if explained:
+            again = self.job is not None
+            raise (RayJobCannotSucceed if final else RayJobFailed)(event, explained, again=again)
         job, outcome = event["job"] or {}, event["outcome"]
         if outcome:
             run_s = outcome["ended"] - outcome["started"]
@@ -245,6 +268,13 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
             "run_s": round(run_s, 1),
             "result": event["result"],
         }
+
+    def _explain(self, context: Context, event: dict[str, Any], final: bool) -> Explained:
+        job = None
+        if self.job is not None:
+            job = self.job(context) if callable(self.job) else self.job
+        cluster = self._cluster_job(context) if self.ray_cluster else None
+        return explain_ray(context, self, event, job, cluster, final=final)
 
     async def _give_own_cluster_up(self, context: Context) -> None:
         """A cluster that an earlier try brought up is of no use any more: another job is followed."""

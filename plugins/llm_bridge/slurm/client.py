@@ -335,6 +335,7 @@ _MODULES = {
     "watch": ("watch",),
     "ray_http": ("files", "ray_http"),
     "check": ("check",),
+    "evidence": ("evidence",),
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Settings that name or report a run, or say how fast it goes and how much memory it takes, but do not decide what comes
 # out: whoever turns them after a failure goes on from the last checkpoint.
 NOT_DECISIVE = (
-    *("logger", "project_name", "experiment_name", "wandb_entity", "preflight"),
+    *("logger", "project_name", "experiment_name", "wandb_entity", "preflight", "keep"),
     *("trainer.save_freq", "trainer.test_freq", "trainer.*_ckpt_to_keep", "trainer.val_before_train"),
     *("*micro_batch_size*", "*max_token_len*", "*use_dynamic_bsz*", "*offload*", "*gpu_memory_utilization"),
     *("*num_workers*", "*.enable_gradient_checkpointing", "*log_val_generations*", "*enforce_eager"),

@@ -14,12 +14,14 @@ from airflow.sdk.exceptions import AirflowException
 
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import check_model, load_cluster
+from llm_bridge.failures.decision import with_policy
 from llm_bridge.failures.errors import SlurmJobCannotSucceed, SlurmJobFailed
 from llm_bridge.keys import job_key, slug
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.away import AWAY, WaitsForCluster
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, cancel_and_wait, close_attempts
 from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.explain import explain_slurm
 from llm_bridge.slurm.info import JobInfo, from_outcome
 from llm_bridge.slurm.job import Resources, SlurmJob
 from llm_bridge.slurm.on_kill import CancelsIfMarked
@@ -58,8 +60,13 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
     and runs the task is deferred: it holds no worker slot, and its log shows the job's output. The task fails
     with the job's state, exit code and last lines. Marking the task failed or success cancels the job.
 
-    **What it does not do.** It does not retry by itself: set ``retries``. ``execution_timeout`` is kept by
-    the trigger, because Airflow does not enforce it while a task is deferred (airflow#69678).
+    **After a failure** the cause is looked for on the cluster and told with the exception (``.diagnosis``, also the
+    XCom ``diagnosis``). A job that was preempted, lost a node, or trains and ran into its time limit is submitted again
+    within the same try, which costs no retry; the rest is up to ``retry_policy``
+    (:class:`~llm_bridge.failures.decision.RetryByCause` unless you give your own) and ``retries``.
+
+    **What it does not do.** It has no retries by itself: set ``retries``. ``execution_timeout`` is kept by the trigger,
+    because Airflow does not enforce it while a task is deferred (airflow#69678); it counts anew for each job.
 
     ::
 
@@ -91,6 +98,8 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
     ready_file: str | None = None
     # Exit codes with which a job says that a retry cannot help; reason.json with "retry": false says it too.
     final_exit_codes: frozenset[int] = frozenset()
+    # Whether it submits the next attempt itself after a failure that must not use up a retry; else it only raises.
+    again_within_try = True
 
     def __init__(
         self,
@@ -104,7 +113,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**with_policy(kwargs))
         if (job is None) == (script is None):
             raise ValueError(f"task {self.task_id!r}: give either job, or cluster and script")
         if script is not None and cluster is None:
@@ -175,10 +184,13 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         info = JobInfo(**event["info"]) if event["info"] else None
         if not event["ready"] and not (info and info.meaning.good and event["ready_file"] is None):
             reason = event["reason"] or {}
-            attempts.end(context, event["job_id"], reason.get("nodes") or ())
             said_final = reason.get("retry") is False
             hopeless = said_final or (info is not None and info.exit_code in self.final_exit_codes)
-            raise SlurmJobCannotSucceed(event) if hopeless else SlurmJobFailed(event)
+            explained = explain_slurm(context, self, event, self.describe(context), final=hopeless)
+            attempts.end(context, event["job_id"], [*(reason.get("nodes") or ()), *explained.decision.nodes])
+            if explained.goes_on and self.again_within_try:
+                return self.execute(context)
+            raise (SlurmJobCannotSucceed if hopeless else SlurmJobFailed)(event, explained)
         return {
             "job_id": event["job_id"],
             "cluster": event["cluster"],

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator
 
+from llm_bridge.failures.decision import with_policy
 from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.slurm.explain import explain_slurm
 from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.triggers import SlurmJobTrigger
 
@@ -31,7 +33,7 @@ class SlurmJobSensor(BaseSensorOperator):
     ui_color = "#d7e8f5"
 
     def __init__(self, *, submitted: Any, deferrable: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**with_policy(kwargs))
         self.submitted = submitted
         self.deferrable = deferrable
 
@@ -49,6 +51,9 @@ class SlurmJobSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """The job has ended."""
-        if not event["info"] or not JobInfo(**event["info"]).meaning.good:
-            raise SlurmJobFailed(event)
+        info = JobInfo(**event["info"]) if event["info"] else None
+        if info is None or not info.meaning.good:
+            # The job belongs to another task: nothing here submits it again.
+            told = explain_slurm(context, self, event, None)
+            raise SlurmJobFailed(event, told)
         return event["result"]

@@ -51,6 +51,9 @@ STATES: dict[str, State] = {
     "REVOKED": State(Phase.ENDED, False, "was taken over by another cluster"),
 }
 
+# How the notice begins that Slurm has no state for a job.
+FORGOTTEN = "Slurm has lost"
+
 _UNKNOWN = State(Phase.UNKNOWN, False, "is in a state that llm-bridge does not know")
 
 

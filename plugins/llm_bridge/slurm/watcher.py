@@ -21,7 +21,7 @@ from llm_bridge.config.cluster import Cluster
 from llm_bridge.slurm.client import RationUsedUp, SlurmClient, SlurmUnreachable
 from llm_bridge.slurm.flood import Flood
 from llm_bridge.slurm.info import JobInfo, by_own_word, from_outcome
-from llm_bridge.slurm.states import Phase
+from llm_bridge.slurm.states import FORGOTTEN, Phase
 from llm_bridge.transport import LoginNodeUnreachable, Session, connect
 
 log = logging.getLogger(__name__)
@@ -334,13 +334,13 @@ class Watcher:
         silent = time.monotonic() - job.unknown_since if job.unknown_since else 0.0
         if job.replaced and silent > FORGOTTEN_SECONDS:
             return Update(
-                notice=f"Slurm has lost job {job.job_id}, most likely as slurmctld crashed: another job has its id",
+                notice=f"{FORGOTTEN} job {job.job_id}, most likely as slurmctld crashed: another job has its id",
                 ended=True,
             )
         if silent > LOST_SECONDS:
             return Update(
-                notice=f"neither slurmctld nor accounting has known job {job.job_id} for {LOST_SECONDS:.0f} s, "
-                "and it left no outcome file",
+                notice=f"{FORGOTTEN} job {job.job_id}: neither slurmctld nor accounting has known it for "
+                f"{LOST_SECONDS:.0f} s, and it left no outcome file",
                 ended=True,
             )
         return None

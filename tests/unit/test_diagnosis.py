@@ -1,0 +1,208 @@
+"""From evidence to a diagnosis: which evidence is trusted before which, and every class at least once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_bridge.failures.accounting import Accounting, parse, seconds, size
+from llm_bridge.failures.diagnosis import Diagnosis
+from llm_bridge.failures.evidence import Evidence, Match
+from llm_bridge.failures.kinds import KINDS
+from llm_bridge.failures.rules import diagnose
+from llm_bridge.failures.signatures import BY_ID
+from llm_bridge.slurm.info import JobInfo
+
+LOG = "/w/sft/attempt-1/output.log"
+
+
+def info(state: str = "FAILED", nodes: str = "n1", **more: Any) -> JobInfo:
+    return JobInfo("7", state, nodes=nodes, **more)
+
+
+def seen(*ids: str, order: int = 0) -> tuple[Match, ...]:
+    """Excerpts of the table, in this order in one log."""
+    return tuple(
+        Match(name, BY_ID[name].excerpt, LOG, 10 * number, None, order) for number, name in enumerate(ids, 1)
+    )
+
+
+def failed(**known: Any) -> Diagnosis:
+    return diagnose(Evidence(**{"job_id": "7", "info": info(exit_code=1), **known}))
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("PREEMPTED", "preempted"),
+        ("NODE_FAIL", "node_failure"),
+        ("BOOT_FAIL", "node_failure"),
+        ("TIMEOUT", "time_limit"),
+        ("OUT_OF_MEMORY", "host_oom"),
+        ("CANCELLED", "cancelled"),
+    ],
+)
+def test_slurms_verdict_stands_above_whatever_the_log_says(state: str, kind: str) -> None:
+    assert failed(info=info(state), found=seen("torch_cuda_oom")).kind == kind
+
+
+def test_who_cancelled_is_named() -> None:
+    told = Accounting("CANCELLED by 1001")
+    found = failed(info=info("CANCELLED"), accounting=told, users={"1001": "alice"})
+    assert found.evidence == "alice (uid 1001) cancelled Slurm job 7" and found.source == "sacct"
+
+
+def test_a_preemption_that_shows_as_cancelled_is_told_by_slurms_own_line() -> None:
+    assert failed(info=info("CANCELLED"), found=seen("slurm_preempted")).kind == "preempted"
+
+
+def test_the_node_that_failed_is_named_and_the_others_are_not_blamed() -> None:
+    lost = info("NODE_FAIL", nodes="n[1-2]")
+    assert failed(info=lost, down=("n2",)).node == "n2"
+    line = (Match("slurm_node", "srun: error: Node failure on n2", LOG, 3, "n2"),)
+    assert failed(info=lost, found=line).node == "n2"
+    assert failed(info=lost).node is None
+    assert failed(info=info("NODE_FAIL", nodes="n3")).node == "n3"
+
+
+def test_a_time_limit_that_ended_a_job_which_did_nothing_was_a_hang() -> None:
+    idle = Accounting("TIMEOUT", elapsed=3600, cpu_seconds=0.5)
+    assert failed(info=info("TIMEOUT"), accounting=idle).kind == "hang"
+    assert failed(info=info("TIMEOUT"), accounting=idle, trains=True, before=3, step=9).kind == "time_limit"
+    busy = Accounting("TIMEOUT", elapsed=3600, cpu_seconds=3000)
+    assert failed(info=info("TIMEOUT"), accounting=busy).kind == "time_limit"
+
+
+def test_a_step_that_ran_out_of_memory_counts_although_the_job_says_failed() -> None:
+    found = failed(accounting=Accounting("FAILED", oom_step="7.0", max_rss=2**30, node_mem=2**30))
+    assert found.kind == "host_oom" and "MaxRSS 1.00 GiB of 1.00 GiB" in found.evidence
+
+
+def test_killed_at_the_brim_of_its_memory_is_out_of_memory_and_a_bare_kill_is_not() -> None:
+    killed = info(signal=9)
+    assert failed(info=killed, accounting=Accounting("FAILED", max_rss=95, node_mem=100)).kind == "host_oom"
+    assert failed(info=killed, accounting=Accounting("FAILED", max_rss=10, node_mem=100)).kind == "unknown"
+
+
+def test_the_first_root_cause_counts_and_not_the_last_cascade() -> None:
+    found = failed(found=seen("nccl_watchdog", "torch_cuda_oom", "torchrun", "ray_actor_died"))
+    assert found.kind == "cuda_oom" and found.source == f"{LOG}:20"
+    assert failed(found=seen("no_space", "torch_cuda_oom")).kind == "disk_full"
+
+
+def test_a_cascade_counts_where_nothing_else_explains_it() -> None:
+    assert failed(found=seen("torchrun", "nccl_watchdog")).kind == "network"
+    assert failed(found=seen("torchrun", "killed")).kind == "unknown"
+
+
+def test_the_drivers_own_log_comes_before_those_of_its_cluster() -> None:
+    both = (*seen("ray_disk", order=2), *seen("hydra", order=0))
+    assert failed(found=both).kind == "bad_config"
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "node"),
+    [
+        ({"reason": "verl refuses a setting of the recipe: x", "retry": False}, "bad_config", None),
+        ({"reason": "no such column", "retry": False}, "bad_config", None),
+        ({"reason": "x", "kind": "missing_path"}, "missing_path", None),
+        ({"reason": "preflight: n2: the driver shows 7 of 8 GPUs", "nodes": ["n2"], "kind": "preflight"},
+         "gpu_hardware", "n2"),
+        ({"reason": "preflight: n2: its clock is off", "nodes": ["n2"], "kind": "preflight"}, "bad_node", "n2"),
+        ({"reason": "worker n2 died", "nodes": ["n2"], "kind": "worker_dead"}, "node_failure", "n2"),
+        ({"reason": "1 of 2 nodes did not join within 3 minutes: n2", "nodes": ["n2"], "kind": "not_ready"},
+         "ray_bring_up", "n2"),
+        ({"reason": "n1: its disk is full", "nodes": ["n1"]}, "bad_node", "n1"),
+    ],
+)  # fmt: skip
+def test_the_jobs_own_word_names_class_and_nodes(reason: dict[str, Any], kind: str, node: str | None) -> None:
+    found = failed(reason=reason, found=seen("nccl_watchdog"))
+    assert (found.kind, found.node, found.source) == (kind, node, "reason.json")
+
+
+def test_a_ray_node_that_died_of_what_the_log_tells_is_not_a_broken_machine() -> None:
+    reason = {"reason": "worker n2 died", "nodes": ["n2"], "kind": "worker_dead"}
+    assert failed(reason=reason, found=seen("ray_oom")).kind == "host_oom"
+
+
+def test_what_ray_says_of_a_job_that_it_could_not_start() -> None:
+    ray = {"status": "FAILED", "error_type": "RUNTIME_ENV_SETUP_FAILURE", "message": "pip failed"}
+    found = failed(info=None, ray=ray)
+    assert (found.kind, found.source) == ("environment", "Ray") and "pip failed" in found.evidence
+
+
+def test_a_command_that_is_not_there_is_known_by_its_exit_code() -> None:
+    assert failed(info=info(exit_code=127), last_line="exec: nope").kind == "environment"
+    assert failed(info=None, ray={"status": "FAILED", "driver_exit_code": 127}).kind == "environment"
+
+
+def test_a_full_disk_is_noticed_where_no_line_tells_it() -> None:
+    assert failed(full="Disk quota exceeded").kind == "disk_full"
+
+
+def test_our_own_limits_and_hangs_are_told_first() -> None:
+    assert failed(info=None, notice="timeout").kind == "task_limit"
+    assert failed(info=None, notice="hang: no output for 30 min").kind == "hang"
+    assert failed(info=None, notice="Slurm has lost job 7: ...").kind == "forgotten"
+
+
+def test_an_allocation_that_slurm_put_back_was_preempted_unless_accounting_knows_better() -> None:
+    back = info("PENDING")
+    assert failed(info=back).kind == "preempted"
+    assert failed(info=back, accounting=Accounting("PENDING", earlier=("NODE_FAIL",))).kind == "node_failure"
+
+
+def test_without_any_evidence_it_is_unknown_with_the_last_line() -> None:
+    found = failed(last_line="the end")
+    assert (found.kind, found.evidence) == ("unknown", "the end")
+
+
+def test_gpu_hours_are_counted_from_start_to_end_and_those_since_the_checkpoint_are_lost() -> None:
+    found = failed(gpus=16, trains=True, started=1000.0, ended=4600.0, saved_at=2800.0, step=40)
+    assert (found.gpu_hours, found.lost_gpu_hours, found.step) == (16.0, 8.0, 40)
+    assert failed(gpus=16, trains=True, started=1000.0, ended=4600.0).lost_gpu_hours == 16.0
+    old = failed(gpus=16, trains=True, started=1000.0, ended=4600.0, saved_at=900.0, step=40)
+    assert old.lost_gpu_hours == 16.0
+
+
+def test_a_diagnosis_survives_its_way_through_an_xcom_of_a_newer_version() -> None:
+    found = failed(found=seen("xid"), attempt=2, of=3)
+    assert Diagnosis.from_dict({**found.as_dict(), "new": 1}) == found
+    assert "Cause: gpu_hardware (a GPU is broken" in found.text() and "What to do: " in found.text()
+
+
+def test_every_signatures_class_is_diagnosed_from_its_excerpt() -> None:
+    for signature in BY_ID.values():
+        assert failed(found=seen(signature.id)).kind == signature.kind
+        assert signature.kind in KINDS
+
+
+ROWS = """7|PREEMPTED|None|0:0|0:0|n1|10|00:01.500||4G|billing=2,cpu=2,mem=8G,node=2||
+7|CANCELLED by 1001|None|0:0|0:0|n[1-2]|42|00:01.500||4G|billing=2,cpu=2,mem=8G,node=2||
+7.batch|CANCELLED||0:15||n1|42|00:00.001|10660K||cpu=1||
+7.0|CANCELLED||0:15||n1|42|1-00:00:01|2G||cpu=1||"""
+
+
+def test_accounting_is_read_as_sacct_prints_it() -> None:
+    told = parse("7", ROWS)
+    assert told and told.cancelled_by == "1001" and told.earlier == ("PREEMPTED",)
+    assert (told.max_rss, told.node_mem, told.elapsed, told.cpu_seconds) == (2 * 2**30, 4 * 2**30, 42, 1.5)
+    assert parse("8", ROWS) is None
+    assert (seconds("1-02:03:04"), seconds(""), size("512M"), size("")) == (93784, 0, 512 * 2**20, 0)
+
+
+def test_a_job_that_only_points_at_its_output_is_diagnosed_from_that() -> None:
+    reason = {"reason": "verl.model_merger failed with exit code 1 (its output is above)", "retry": False}
+    assert failed(reason=reason, found=seen("no_space")).kind == "disk_full"
+
+
+def test_a_dead_ray_node_keeps_the_name_that_the_guard_gives_it() -> None:
+    reason = {
+        "reason": f"worker n2 died ({BY_ID['ray_node_dead'].excerpt})",
+        "nodes": ["n2"],
+        "kind": "worker_dead",
+    }
+    found = failed(reason=reason, found=seen("ray_node_dead"))
+    assert (found.kind, found.node) == ("node_failure", "n2")
+    assert failed(reason=reason, found=seen("ray_node_dead", "ray_oom")).kind == "node_failure"
