@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from llm_bridge.config.hang import Minutes, OnHang
 from llm_bridge.config.values import Count, Memory, SlurmWord, Strict, Text, TimeLimit
 from llm_bridge.config.verl_keys import translate
 
@@ -48,6 +49,8 @@ class TrainStage(JobSize):
     """A training stage: its size, and verl's own settings under verl's own names."""
 
     verl: VerlSettings = {}
+    hang_minutes: Minutes | None = Field(default=None, description="the cluster's when empty; 0: never")
+    on_hang: OnHang | None = Field(default=None, description="the cluster's when empty")
 
 
 class Sft(TrainStage):

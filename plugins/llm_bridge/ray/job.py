@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from llm_bridge.config.hang import Hang
 from llm_bridge.config.values import AbsolutePath, SlurmWord, Strict
 from llm_bridge.slurm.fingerprint import Result
 
@@ -23,6 +24,8 @@ class RayJob(Strict):
     directory: AbsolutePath | None = None
     # What the stage leaves behind, as in SlurmJob.
     result: Result | None = None
+    # When it counts as hung; without it, never.
+    hang: Hang | None = None
     # The dashboard shows it to everybody who reaches it: no secret belongs in here.
     runtime_env: dict[str, Any] = {}
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator
 
+from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.failures.errors import RayJobCannotSucceed, RayJobFailed, SlurmJobFailed
 from llm_bridge.ray import allocation
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import RayTarget, as_target
-from llm_bridge.ray.operators import RayClusterOperator, RayJobSource
+from llm_bridge.ray.operators import RayClusterOperator, RayJobSource, job_from
 from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Standing, Where, standing, submit_once
 from llm_bridge.ray.triggers import RayJobTrigger
 from llm_bridge.slurm import attempts
@@ -53,6 +54,9 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
     :param timeout: seconds after which the job is stopped and the task fails; they count anew with each job.
     :param poll_interval: seconds between two looks at the job's status; empty means the cluster file's.
     :param deferrable: False waits in the worker.
+    :param hang_minutes: without output of the driver after which the job counts as hung; None for never, or for what
+        ``job`` says.
+    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` also stops the job.
     :returns: ``{"submission_id", "status", "run_s", "result"}``; ``result`` is what the job wrote to
         ``result.json`` beside its settings, if anything.
     :raises RayJobFailed: the job ended FAILED or STOPPED, or its allocation ended.
@@ -71,6 +75,8 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         ray_cluster: JobSource | None = None,
         poll_interval: float | None = None,
         deferrable: bool = True,
+        hang_minutes: float | None = None,
+        on_hang: OnHang = "report",
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("timeout", TIMEOUT_SECONDS)
@@ -82,6 +88,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         self.ray_cluster = ray_cluster
         self.poll_interval = poll_interval
         self.deferrable = deferrable
+        self.hang = Hang.of(hang_minutes, on_hang)
 
     def execute(self, context: Context) -> Any:
         where = Where.of(self.submitted)
@@ -190,6 +197,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         own_stage: str | None = None,
     ) -> Any:
         context["ti"].xcom_push(key="ray_job", value={"submission_id": submission_id, "directory": directory})
+        hang = self.hang or (job_from(self.job, context).hang if self.job else None)
         poll = self.poll_interval or (load_cluster(target.cluster).poll_seconds if target.cluster else 15)
         trigger = RayJobTrigger(
             target=as_target(target),
@@ -198,6 +206,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
             poll_seconds=poll,
             deadline=self._deadline(),
             own_stage=own_stage,
+            hang=hang.model_dump() if hang else None,
         )
         self.answer_for_job(context["ti"], trigger.stop)
         return self._wait(context, trigger, "execute_complete")

@@ -14,7 +14,7 @@ from llm_bridge.ray.by_dashboard import ByDashboard
 from llm_bridge.ray.by_files import ByFiles
 from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
 from llm_bridge.ray.submission import stop_and_wait
-from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_closing, to_the_end
+from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling, go_on_closing, to_the_end
 from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 
 
@@ -31,6 +31,7 @@ class RayJobTrigger(BaseTrigger):
     :param deadline: epoch seconds; None for no limit.
     :param own_stage: stage directory of the Ray cluster's Slurm job where that is this task's own: whatever ends the
         waiting ends that job too.
+    :param hang: :class:`~llm_bridge.config.hang.Hang` as a dict: when the job counts as hung; None for never.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RayJobTrigger(BaseTrigger):
         poll_seconds: float = 15,
         deadline: float | None = None,
         own_stage: str | None = None,
+        hang: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.target = target
@@ -49,6 +51,7 @@ class RayJobTrigger(BaseTrigger):
         self.poll_seconds = poll_seconds
         self.deadline = deadline
         self.own_stage = own_stage
+        self.hang = hang
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -60,6 +63,7 @@ class RayJobTrigger(BaseTrigger):
                 "poll_seconds": self.poll_seconds,
                 "deadline": self.deadline,
                 "own_stage": self.own_stage,
+                "hang": self.hang,
             },
         )
 
@@ -80,9 +84,7 @@ class RayJobTrigger(BaseTrigger):
                         self, target, self.submission_id, self.directory, self.poll_seconds
                     ).outcome()
                 else:
-                    found = await ByDashboard(
-                        target, self.submission_id, self.poll_seconds, self.log
-                    ).outcome()
+                    found = await ByDashboard(self, target, self.submission_id, self.poll_seconds).outcome()
         except TimeoutError:
             self.log.warning("the task's own time limit has passed")
             if not self.own_stage:  # else it ends with its cluster
@@ -92,7 +94,7 @@ class RayJobTrigger(BaseTrigger):
                 "notice": "the task's time limit has passed; the Ray job was stopped",
             }
         await self._end_own_cluster(None)
-        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome"))
+        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome", "hang"))
         known = {
             "submission_id": self.submission_id,
             "target": self.target,
@@ -112,6 +114,16 @@ class RayJobTrigger(BaseTrigger):
             return
         self.log.info("the task was marked %s: stopping Ray job %s", state, self.submission_id)
         await self.stop(CANCEL_SECONDS)
+
+    async def end_hung(self) -> None:
+        """End a job that hangs; with its cluster where Ray itself cannot end it."""
+        await self.stop()
+        if self.own_stage or not (self.target.get("cluster") and self.target.get("job_id")):
+            return
+        # Who follows the job ends this as soon as the job has ended.
+        await asyncio.sleep(CANCEL_SECONDS)
+        self.log.warning("Ray does not end it: cancelling its cluster, Slurm job %s", self.target["job_id"])
+        go_on_cancelling(self.target["cluster"], [self.target["job_id"]])
 
     async def stop(self, patience: float = CANCEL_SECONDS) -> None:
         """End the job, and a cluster of our own with it; going on with that when ``patience`` seconds are over."""

@@ -13,6 +13,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
 
 from llm_bridge.config.errors import ConfigError
+from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.load import check_model, load_cluster
 from llm_bridge.failures.errors import SlurmJobCannotSucceed, SlurmJobFailed
 from llm_bridge.keys import slug
@@ -71,6 +72,9 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         one from the task's context when the task runs.
     :param wait: False returns as soon as the job is submitted; wait with ``SlurmJobSensor``.
     :param deferrable: False waits in the worker instead of the triggerer.
+    :param hang_minutes: without output, while the job runs, after which it counts as hung; None for never, or for what
+        ``job`` says.
+    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` also ends the job.
     :returns: ``{"job_id", "cluster", "directory", "state", "queue_s", "run_s", "result"}``; ``result`` is what
         the job wrote to ``$ATTEMPT_DIR/result.json``, if anything.
     :raises ConfigError: a wrong value, or Slurm refuses the job; nothing was submitted, and no retry follows.
@@ -95,6 +99,8 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         job: JobSource | None = None,
         wait: bool = True,
         deferrable: bool = True,
+        hang_minutes: float | None = None,
+        on_hang: OnHang = "report",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -108,6 +114,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         self.job = job
         self.wait = wait
         self.deferrable = deferrable
+        self.hang = Hang.of(hang_minutes, on_hang)
 
     def execute(self, context: Context) -> Any:
         job = self.describe(context)
@@ -131,6 +138,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
             directory=attempt.directory,
             ready_file=self.ready_file,
             deadline=self._deadline(),
+            hang=hang.model_dump() if (hang := self.hang or job.hang) else None,
         )
         # A job that is over needs no trigger: read what it left and return.
         over = info is not None and info.phase is Phase.ENDED
