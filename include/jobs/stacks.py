@@ -1,5 +1,7 @@
-"""What the processes of this Slurm job do on this node, as lines of text: stacks by py-spy where it is installed, else
-what the kernel says. Runs as a step of the job, beside it (plugins/llm_bridge/slurm/stacks.py); changes nothing.
+"""What the processes of this Slurm job do on this node, as lines of text.
+
+Stacks by py-spy where it is installed (ray[default] brings it along), else what the kernel says. Runs as a step of the
+job, beside it (plugins/llm_bridge/slurm/stacks.py); changes nothing.
 
 By hand:  srun --overlap --jobid=JOB --ntasks-per-node=1 python3 - < stacks.py
 """
@@ -45,6 +47,12 @@ def cpu_ticks(pid):
     return int(fields[11]) + int(fields[12]) if len(fields) > 12 else 0
 
 
+def is_python(pid):
+    """Whether it is one; Ray's workers call themselves ray::TASK."""
+    first = read(pid, "cmdline").split(b"\0")[0].decode("utf-8", "replace")
+    return first.startswith("ray::") or "python" in os.path.basename(first.split(" ")[0])
+
+
 def of_job(job_id, own_step):
     """Processes of the job, its busiest Python processes first; without this step's."""
     found = []
@@ -54,10 +62,7 @@ def of_job(job_id, own_step):
             continue
         name = status(pid).get("Name", "")
         if name and name not in PLUMBING:
-            python = "python" in os.path.basename(
-                read(pid, "cmdline").split(b"\0")[0].decode("utf-8", "replace")
-            )
-            found.append((not (python or name.startswith("ray::")), -cpu_ticks(pid), pid))
+            found.append((not is_python(pid), -cpu_ticks(pid), pid))
     return [pid for _, _, pid in sorted(found)]
 
 
@@ -88,7 +93,9 @@ def stack(pid):
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return [], "py-spy: %s" % (said[-1] if said else "exit code %d" % done.returncode)
     lines = [line.rstrip() for line in done.stdout.decode("utf-8", "replace").splitlines()]
-    return [line for line in lines if line][1:MOST_LINES], ""
+    # Before the first thread stands the command line, which may be a whole program.
+    threads = [n for n, line in enumerate(lines) if line.startswith("Thread ")]
+    return [line for line in lines[threads[0] if threads else 0 :] if line][:MOST_LINES], ""
 
 
 def main():
@@ -98,11 +105,11 @@ def main():
     problems = []
     for pid in pids[:MOST_PROCESSES]:
         facts = status(pid)
-        command = read(pid, "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()[:120]
+        command = " ".join(read(pid, "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").split())[:120]
         waits = read(pid, "wchan").decode("ascii", "replace").strip("0\n")
         where = ", waits in %s" % waits if waits else ""
         print("%s: process %s is %s%s: %s" % (node, pid, facts.get("State", "gone"), where, command))
-        lines, problem = stack(pid)
+        lines, problem = stack(pid) if is_python(pid) else ([], "")
         for line in lines:
             print("%s:   %s" % (node, line))
         if problem and problem not in problems:

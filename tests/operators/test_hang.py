@@ -1,4 +1,4 @@
-"""Jobs that hang, jobs that only seem to, and jobs that wait too long, on a real Slurm cluster; told to a web server."""
+"""Jobs that hang, that only seem to, and that wait too long, on a real Slurm cluster; told to a web server."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from llm_bridge.slurm.triggers import SlurmJobTrigger
 
 # The job stops itself as SIGSTOP from outside would stop it, and nothing of it goes on.
 HANGS = "#!/bin/bash\necho step one\nkill -STOP $$\necho never\n"
+# The same in Python, where a stack says where.
+HANGS_IN_PYTHON = (
+    "#!/bin/bash\necho step one\nexec python3 -c 'import os, signal\n"
+    "def stuck(): os.kill(os.getpid(), signal.SIGSTOP)\nstuck()'\n"
+)
 LIMIT = 0.1  # minutes
 
 
@@ -83,21 +88,21 @@ def scancel(slurm: Any, trigger: SlurmJobTrigger) -> None:
 def test_a_stopped_job_is_told_with_last_line_node_and_what_its_processes_do_once_an_attempt(
     slurm: Any, task: Any, told: Any, logged: Callable[[], list[str]]
 ) -> None:
-    trigger = submit(task, HANGS, hang_minutes=LIMIT)
+    trigger = submit(task, HANGS_IN_PYTHON, hang_minutes=LIMIT)
+    mark = ["cat", f"{trigger.directory}/told-hang.json"]
     try:
-        said = asyncio.run(followed(trigger, lambda: told and told[0]))
+        asyncio.run(followed(trigger, lambda: slurm.run("login", mark, user="svc").returncode == 0))
+        said = told[0]
         assert said["occasion"] == "hang" and "has been silent for" in said["title"]
         assert said["facts"]["Last line"] == "step one" and said["facts"]["Node"].startswith("n")
         assert "nothing is done" in said["facts"]["Next"]
         assert said["links"]["On the cluster"] == trigger.directory
         assert any("T (stopped)" in line for line in said["lines"]), said["lines"]
-        assert any("py-spy is not installed" in line for line in said["lines"])
+        assert any("stuck" in line for line in said["lines"]), said["lines"]
         # A triggerer that takes the waiting over finds that it has been told.
-        mark = f"{trigger.directory}/told-hang.json"
-        asyncio.run(until(lambda: slurm.run("login", ["cat", mark], user="svc").returncode == 0))
         logged()
         heir = SlurmJobTrigger(**trigger.serialize()[1])
-        asyncio.run(followed(heir, lambda: [line for line in logged() if "[stack]" in line], 40))
+        asyncio.run(followed(heir, lambda: [line for line in logged() if "has been silent" in line], 40))
         time.sleep(2)
         assert len(told) == 1
     finally:
@@ -153,7 +158,7 @@ def test_a_job_whose_login_node_is_away_is_not_called_hung(slurm: Any, task: Any
 def test_a_job_that_waits_or_is_suspended_is_not_called_hung_but_the_waiting_is_told_once(
     slurm: Any, task: Any, told: Any
 ) -> None:
-    trigger = submit(task, "#!/bin/bash\nsleep 600\n", hang_minutes=LIMIT, sbatch={"options": {"hold": ""}})
+    trigger = submit(task, "#!/bin/bash\nsleep 600\n", hang_minutes=LIMIT, sbatch={"options": {"hold": None}})
     try:
 
         async def scene() -> None:
