@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from llm_bridge.alerts import late as late_run
 from llm_bridge.alerts import occasions
+from llm_bridge.alerts.config import Alerts
 from llm_bridge.failures.errors import SlurmJobFailed
 
+ROOT = Path(__file__).resolve().parents[2]
 DIAGNOSIS = {
     "kind": "cuda_out_of_memory",
     "title": "a GPU ran out of memory",
@@ -208,3 +213,16 @@ async def test_a_late_run_is_told_unless_it_is_over(posts: Any) -> None:
     # Airflow keeps the deadline of a run that has failed.
     await late_run.late(hours=14, context={"dag_run": run | {"state": "failed"}})
     assert len(posts) == 1
+
+
+def test_the_example_in_the_alerts_file_is_right_and_off() -> None:
+    text = (ROOT / "include" / "alerts.yaml").read_text()
+    assert yaml.safe_load(text) is None
+    example = [line[2:] for line in text.splitlines() if re.match(r"# (  )?\w+:( |$)", line)]
+    alerts = Alerts.model_validate(yaml.safe_load("\n".join(example)))
+    assert alerts.email and alerts.slack and alerts.http and alerts.apprise
+    missing = [key for key in Alerts.model_fields if f"{key}:" not in text]
+    assert not missing
+    defaults = Alerts()
+    for key in ("retries", "recoveries", "successes", "queued_after_hours"):
+        assert getattr(alerts, key) == getattr(defaults, key), key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.plan import make_plan
-from llm_bridge.slurm.hang import MOST_GAP_SECONDS, Silence
+from llm_bridge.slurm.hang import MOST_GAP_SECONDS, Followed, HangWatch, Silence
 from llm_bridge.stages import ppo, prepare, ray_cluster, sft
 
 
@@ -94,6 +96,27 @@ def test_a_driver_that_has_not_begun_does_not_hang(clock: Clock) -> None:
     assert found.seconds == 0
     looks(found, clock, 62, size=1)
     assert found.too_long
+
+
+async def test_a_job_that_goes_on_after_it_was_silent_does_not_hang_any_more() -> None:
+    """And its end says nothing of a hang."""
+    log, said = logging.getLogger("test"), ["step one"]
+    job = Followed(None, log, None, None, None, "job 7", lambda: said, lambda: "")
+    ended: list[str] = []
+
+    async def end() -> None:
+        ended.append("it")
+
+    async with HangWatch(Hang(minutes=0.001), job, end) as watch:
+        watch.runs()
+        for _ in range(300):
+            watch.look(5)
+            if watch.found:
+                break
+            await asyncio.sleep(0.01)
+        assert watch.found and watch.found["ended"] is False and watch.found["stacks"] == []
+        watch.look(6)
+        assert watch.found is None and ended == []
 
 
 def plan(include: Path, cluster: dict[str, Any], recipe: dict[str, Any]) -> Any:

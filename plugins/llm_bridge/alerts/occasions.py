@@ -88,8 +88,11 @@ def run_succeeded(context: Any) -> None:
 
 
 def _failed_before(context: Any) -> str:
-    """What this success is the recovery from, in words: this run's own failure before it was cleared (a backfill
-    that reprocesses failed runs clears them, too) or, of a scheduled run, the failure of the run before it.
+    """What this success is the recovery from, in words; empty when it is from nothing.
+
+    This run's own failure before it was cleared (a backfill that reprocesses failed runs clears them, too) or, of a
+    scheduled run, the failure of the run before it. Airflow 3.4 will forget a task's store when only some tasks of
+    the run are cleared (airflow#72100): such a recovery is then told as a success.
     """
     store = context["task_state_store"]
     if since := store.get(STORE_KEY):
@@ -111,7 +114,11 @@ def _failed_before_teardown(context: Any) -> list[str]:
     ti = context["ti"]
     if not getattr(context.get("task"), "is_teardown", False):
         return []
-    found = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
+    try:
+        found = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
+    except Exception as error:  # in the DAG processor, say: rather told twice than never
+        log.warning("the states of the run's other tasks cannot be asked: %s", error)
+        return []
     return [task for task, state in found.items() if task != ti.task_id and _text(state) == "failed"]
 
 

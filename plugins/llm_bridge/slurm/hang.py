@@ -131,7 +131,7 @@ class HangWatch:
 
     async def __aenter__(self) -> HangWatch:
         if self._hang:
-            self._task = asyncio.create_task(self._report())
+            self._task = asyncio.create_task(self._or_say_why_not())
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -162,6 +162,12 @@ class HangWatch:
             self._job.log.info("%s goes on: it was silent for %s", self._job.name, self.found["for"])
             self.found = None
             self._noticed.clear()
+
+    async def _or_say_why_not(self) -> None:
+        try:
+            await self._report()
+        except Exception:  # the job goes on, and so does the waiting
+            self._job.log.exception("%s is not watched for a hang any more", self._job.name)
 
     async def _report(self) -> None:
         assert self._hang and self._silence

@@ -42,13 +42,19 @@ class QueueWatch:
         if info.phase is not Phase.WAITING:
             await self._stop()
         elif self._task is None:
-            self._task = asyncio.create_task(self._wait(info.waited))
+            self._task = asyncio.create_task(self._or_say_why_not(info.waited))
 
     async def _stop(self) -> None:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+    async def _or_say_why_not(self, waited: float) -> None:
+        try:
+            await self._wait(waited)
+        except Exception:  # the job goes on, and so does the waiting
+            self._job.log.exception("how long %s waits in the queue is not watched any more", self._job.name)
 
     async def _wait(self, waited: float) -> None:
         alerts = await asyncio.to_thread(load_alerts)
