@@ -4,7 +4,9 @@ Request:  {"directory": stage directory, "stage": see below}
 Answer:   {"done": {"job_id", "directory": attempt directory, "outcome", "started", "result"}} or {"done": null}
 
 A stage is {"fingerprint", "inputs": [stage directories], "outputs": [paths], "shared": [paths], "force": bool}.
-`outputs` are what this stage alone makes; `shared` is what several runs use. Three files tell its story:
+`outputs` are what this stage alone makes; `shared` is what several runs use. An attempt that makes the results of more
+stages than its own has "also": [{"name", "directory", ...as above}], each of them behind the ones before.
+Three files tell a stage's story:
 
 `done.json`   the result is there: fingerprint, the inputs' ids, an id of its own. The job writes it as it ends well
               (batch.sh.j2: a copy of its attempt's stage.json).
@@ -62,23 +64,41 @@ def begin(attempt, stage):
     Returns {"goes_on": whether it may go on from what lies there, "aside": [what was renamed]}.
     """
     directory, name = os.path.split(attempt)
-    asked = {"fingerprint": stage["fingerprint"], "inputs": ids(stage["inputs"])}
+    result, anew, moved = begin_one(directory, name, name, stage, ids(stage["inputs"]))
+    files.write(os.path.join(attempt, "stage.json"), json.dumps(result))
+    made = {directory: result["id"]}
+    for other in stage.get("also", ()):
+        place = os.path.join(attempt, other["name"])
+        # What comes out of this attempt is not there yet, but its id is known.
+        inputs = dict(ids(other["inputs"]), **{path: made[path] for path in other["inputs"] if path in made})
+        relative = os.path.relpath(place, other["directory"])
+        result, _, aside = begin_one(other["directory"], relative, name, other, inputs)
+        files.write(os.path.join(place, "stage.json"), json.dumps(result))
+        made[other["directory"]] = result["id"]
+        moved += aside
+    return {"goes_on": not anew, "aside": moved}
+
+
+def begin_one(directory, attempt, until, stage, inputs):
+    """Begin one stage; (what its done.json will hold, whether it begins anew, [what was renamed]).
+
+    `attempt`: its directory, seen from the stage's. `until`: what renamed outputs are called after.
+    """
+    asked = {"fingerprint": stage["fingerprint"], "inputs": inputs}
     force = os.path.join(directory, "force")
     begun = files.read_json(os.path.join(directory, "begun.json")) or {}
     known = dict(begun)
     by = known.pop("attempt", None)
-    anew = known != asked or ((stage["force"] or os.path.exists(force)) and by != name)
+    anew = known != asked or ((stage["force"] or os.path.exists(force)) and by != attempt)
     # From here on there is no result until this attempt has made it.
     remove(os.path.join(directory, "done.json"))
     moved = []
     if anew:
-        moved = set_aside(stage, name)
-        by = name
+        moved = set_aside(stage, until)
+        by = attempt
         files.write(os.path.join(directory, "begun.json"), json.dumps(dict(asked, attempt=by)))
     remove(force)
-    result = dict(asked, id="%s by %s" % (stage["fingerprint"][:12], by), attempt=name)
-    files.write(os.path.join(attempt, "stage.json"), json.dumps(result))
-    return {"goes_on": not anew, "aside": moved}
+    return dict(asked, id="%s by %s" % (stage["fingerprint"][:12], by), attempt=attempt), anew, moved
 
 
 def remove(path):

@@ -82,7 +82,7 @@ def planned_jobs(plan: Plan) -> list[SlurmJob]:
     """Every Slurm job that the run will submit."""
     makers = {
         "prepare": [stages.prepare],
-        "sft": [stages.sft, stages.sft_merge],
+        "sft": [stages.sft_in, stages.sft_merge],
         "ppo": [stages.ray_cluster],
         "merge": [stages.merge],
         "upload": [stages.upload],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from airflow.sdk import DAG, Param, TaskGroup
 from airflow.sdk.exceptions import AirflowSkipException
@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from llm_bridge import alerts, stages
 from llm_bridge.check import CheckOperator
 from llm_bridge.config.load import available
-from llm_bridge.config.recipe import STAGES, Stage
+from llm_bridge.config.recipe import STAGES, Allocation, Stage
 from llm_bridge.hub.operators import HubUploadOperator
 from llm_bridge.plan import Plan
 from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
+SFT = "sft.train"
 # A stage that this run leaves out is skipped, and the next one goes on all the same.
 AFTER_SKIPPED = "none_failed"
 
@@ -62,7 +63,10 @@ def post_training(
 
         with TaskGroup("sft"):
             train = SlurmSubmitOperator(
-                task_id="train", job=of("sft", stages.sft), trigger_rule=AFTER_SKIPPED
+                task_id="train",
+                job=of("sft", stages.sft_in),
+                then=of("sft", stages.ray_ahead),
+                trigger_rule=AFTER_SKIPPED,
             )
             sft_merge = SlurmSubmitOperator(task_id="merge", job=of("sft", stages.sft_merge))
             train >> sft_merge
@@ -70,7 +74,7 @@ def post_training(
         with TaskGroup("ppo"):
             ppo, ray_cluster = of("ppo", stages.ppo), of("ppo", stages.ray_cluster)
             ray_up = RayClusterOperator(
-                task_id="ray_up", job=ray_cluster, serves=ppo, trigger_rule=AFTER_SKIPPED
+                task_id="ray_up", job=ray_cluster, serves=ppo, adopts=_ray_in, trigger_rule=AFTER_SKIPPED
             ).as_setup()
             submit = RaySubmitJobOperator(task_id="submit", ray=ray_up.output, job=ppo)
             wait = RayJobSensor(task_id="wait", submitted=submit.output, job=ppo, ray_cluster=ray_cluster)
@@ -142,6 +146,18 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             title="Nodes",
             description="For SFT and PPO each. Empty: the recipe's.",
         ),
+        "allocation": Param(
+            "",
+            enum=["", *get_args(Allocation)],
+            values_display={
+                "": "(the recipe's)",
+                "per_stage": "each stage asks for its own",
+                "queue_ahead": "PPO's are queued for while SFT runs",
+                "shared": "SFT and PPO share one job",
+            },
+            title="Nodes of SFT and PPO",
+            description="How long to wait in a busy cluster's queue: docs/every-day.md.",
+        ),
         "stages": Param(
             list(STAGES),
             type="array",
@@ -181,8 +197,16 @@ def plan_of(context: Context) -> Plan:
     return Plan.model_validate(values)
 
 
+def _ray_in(context: Context) -> dict[str, str] | None:
+    """The job of sft.train's in which Ray is, or comes."""
+    key = {"per_stage": None, "queue_ahead": "then", "shared": "slurm_job"}[plan_of(context).allocation]
+    found: Any = context["ti"].xcom_pull(task_ids=SFT, key=key) if key else None
+    return found
+
+
 def _ray_stage(context: Context) -> tuple[str, ...]:
-    """Where Ray clusters of this run may be: brought up by ppo.ray_up, or again by ppo.wait."""
+    """Where Ray clusters of this run may be: ppo.ray_up's, those of sft.train, and what ppo.wait brings up again."""
     plan = plan_of(context)
     ppo = plan.stage_dir("ppo")
-    return plan.cluster, ppo, f"{ppo}/{AGAIN}"
+    shared = [plan.stage_dir("sft")] if plan.allocation == "shared" else []
+    return plan.cluster, ppo, f"{ppo}/{AGAIN}", plan.ahead_dir, *shared

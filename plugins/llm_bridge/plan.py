@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import check_model, load_cluster, load_recipe
-from llm_bridge.config.recipe import STAGES, JobSize, ModelSource, Recipe, RepoId, Stage
+from llm_bridge.config.recipe import STAGES, Allocation, JobSize, ModelSource, Recipe, RepoId, Stage
 from llm_bridge.config.values import AbsolutePath, Count, SlurmWord, Strict, Text
 from llm_bridge.keys import slug
 
@@ -26,10 +26,11 @@ class Form(Strict):
     base_model: ModelSource | None = None
     repo_id: RepoId | None = None
     nodes: Count | None = None
+    allocation: Allocation | None = None
     stages: list[Stage] = list(STAGES)
     force_stages: list[Stage] = []
 
-    @field_validator("run_name", "base_model", "repo_id", "cluster", mode="before")
+    @field_validator("run_name", "base_model", "repo_id", "cluster", "allocation", mode="before")
     @classmethod
     def _blank_is_empty(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
@@ -92,6 +93,17 @@ class Plan(Strict):
         """What is uploaded: PPO's model, or SFT's in a run without PPO."""
         return self.ppo_model if "merge" in self.stages else self.sft_model
 
+    @property
+    def allocation(self) -> Allocation:
+        """How PPO comes by its nodes in this run; on its own where there is no SFT before it."""
+        both = {"sft", "ppo"} <= set(self.stages)
+        return self.recipe.allocation if both else "per_stage"
+
+    @property
+    def ahead_dir(self) -> str:
+        """Stage directory of Ray clusters that were queued while SFT ran."""
+        return f"{self.stage_dir('ppo')}/ahead"
+
     def size(self, stage: Stage) -> JobSize:
         return getattr(self.recipe, stage)
 
@@ -124,6 +136,8 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str) -> Plan:
         changes["base_model"] = form.base_model
     if form.repo_id:
         changes["hub"] = recipe.hub.model_copy(update={"repo_id": form.repo_id})
+    if form.allocation:
+        changes["allocation"] = form.allocation
     if form.nodes:
         for stage in TRAINING:
             changes[stage] = getattr(recipe, stage).model_copy(update={"nodes": form.nodes})
@@ -149,6 +163,14 @@ def _check(plan: Plan, cluster: Cluster) -> None:
             raise ConfigError(
                 f"{where}: stage {stage!r} asks for {asked} GPUs a node, a node has {cluster.gpus_per_node}: lower "
                 f"gpus_per_node in include/recipes/{plan.recipe.name}.yaml and raise nodes instead"
+            )
+    if plan.allocation == "shared":
+        sizes = {s: (plan.nodes(s), plan.gpus_per_node(s, cluster)) for s in TRAINING}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{s} {n} node(s) x {gpus} GPU(s)" for s, (n, gpus) in sizes.items())
+            raise ConfigError(
+                f"{where}: allocation 'shared' gives SFT and PPO the same nodes, but they ask for {told}: make them "
+                f"equal in include/recipes/{plan.recipe.name}.yaml, or choose allocation per_stage or queue_ahead"
             )
     if "upload" in plan.stages and not plan.recipe.hub.repo_id:
         raise ConfigError(

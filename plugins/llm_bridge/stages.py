@@ -9,10 +9,11 @@ from llm_bridge.config.hang import START_MINUTES, Hang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.config.recipe import Stage, TrainStage
 from llm_bridge.hub.operators import upload_settings
-from llm_bridge.plan import Plan
+from llm_bridge.plan import TRAINING, Plan
 from llm_bridge.ray.job import RayJob
 from llm_bridge.slurm.fingerprint import Result
 from llm_bridge.slurm.job import Resources, SlurmJob
+from llm_bridge.slurm.time_limit import total
 
 
 def prepare(plan: Plan) -> SlurmJob:
@@ -69,6 +70,36 @@ def ray_cluster(plan: Plan) -> SlurmJob:
         "preflight": _preflight(plan, "ppo"),
     }
     return _job(plan, "ppo", "ray_cluster", settings, None, wandb=True)
+
+
+def sft_then_ray(plan: Plan) -> SlurmJob:
+    """SFT, its merge and the Ray cluster for PPO, one after the other in one allocation."""
+    parts, cluster = (sft(plan), sft_merge(plan)), ray_cluster(plan)
+    settings = {**cluster.settings, **parts[1].settings, **parts[0].settings}
+    sizes = [plan.size(stage) for stage in TRAINING]
+    site = load_cluster(plan.cluster)
+    limits = [
+        size.time_limit or getattr(site.stages.get(stage), "time_limit", None) or site.time_limit
+        for stage, size in zip(TRAINING, sizes, strict=True)
+    ]
+    resources = cluster.resources.model_copy(update={"time_limit": total(limits)})
+    more = {"settings": settings, "resources": resources, "directory": plan.stage_dir("sft")}
+    more["hang"] = parts[0].hang
+    return cluster.model_copy(
+        update={**more, "template": "sft_then_ray", "makes": parts, "ready_file": "sft_done.json"}
+    )
+
+
+def sft_in(plan: Plan) -> SlurmJob:
+    """The job that SFT runs in."""
+    return sft_then_ray(plan) if plan.allocation == "shared" else sft(plan)
+
+
+def ray_ahead(plan: Plan) -> SlurmJob | None:
+    """The Ray cluster, if it is to be queued while SFT runs."""
+    if plan.allocation != "queue_ahead":
+        return None
+    return ray_cluster(plan).model_copy(update={"directory": plan.ahead_dir})
 
 
 def ppo(plan: Plan) -> RayJob:

@@ -78,6 +78,8 @@ class SummaryOperator(WaitsForCluster):
     async def _slurm(self, plan: dict[str, Any], ti: Any) -> dict[str, JobInfo]:
         """What is known of every job of the run, by task."""
         jobs = {task: ti.xcom_pull(task_ids=task, key="slurm_job") for task in ROWS.values()}
+        # Queued behind SFT for ppo.ray_up, which may never have come to take it over.
+        jobs["then"] = ti.xcom_pull(task_ids=ROWS["sft"], key="then")
         cluster = load_cluster(plan["cluster"])
         known = {}
         async with connect(cluster) as transport:

@@ -133,8 +133,9 @@ def test_the_form_offers_recipes_clusters_and_stages(dags: dict[str, Any]) -> No
     params = dags["post_training"].params
     assert {"tiny_cpu", "gsm8k_llama32_1b"} <= set(params.get_param("recipe").schema["enum"])
     assert "local" in params.get_param("cluster").schema["enum"]
-    fields = ["recipe", "cluster", "run_name", "base_model", "repo_id", "nodes", "stages", "force_stages"]
-    assert list(params) == fields
+    fields = ["recipe", "cluster", "run_name", "base_model", "repo_id", "nodes", "allocation"]
+    assert list(params) == [*fields, "stages", "force_stages"]
+    assert params.get_param("allocation").schema["enum"] == ["", "per_stage", "queue_ahead", "shared"]
 
 
 def test_nightly_runs_come_from_the_recipes_schedule_one_at_a_time_and_begin_paused(

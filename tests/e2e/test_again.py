@@ -1,4 +1,7 @@
-"""A run whose PPO failed comes to success, whichever of its tasks Airflow clears; SFT is not trained again."""
+"""A run whose PPO failed comes to success, whichever of its tasks Airflow clears; SFT is not trained again.
+
+SFT and PPO share one allocation here (the recipe's `allocation`).
+"""
 
 from __future__ import annotations
 
@@ -69,6 +72,7 @@ def failed(stack: Any) -> Run:
     run = Run(stack)
     within(120, lambda: run.states().get("check") == "success")
     within(600, lambda: run.shell("cat ppo/checkpoints/latest_checkpointed_iteration.txt") == "1")
+    assert run.job("ppo.ray_up") == run.job("sft.train")
     stack.cluster.run("ctl", ["scancel", run.job("ppo.ray_up")["job_id"]])
     run.wait("failed", 300)
     run.sft = run.job("sft.train") | {
@@ -113,5 +117,5 @@ def test_backfill_of_failed_runs_brings_it_to_success_without_training_sft_again
     assert failed.shell("find sft/checkpoints -type f -printf '%p %T@\\n' | sort") == failed.sft["made"]
     result = failed.api.xcom(DAG, failed.run_id, "ppo.wait")
     assert (result["status"], result["result"]["step"]) == ("SUCCEEDED", 2)
-    assert failed.job("ppo.ray_up")["directory"].endswith("/attempt-2")
+    assert failed.job("ppo.ray_up")["directory"].endswith("/ppo/attempt-1")
     assert failed.stack.squeue() == []

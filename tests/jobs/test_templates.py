@@ -55,7 +55,7 @@ def test_the_sft_script_is_the_one_that_was_reviewed() -> None:
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-@pytest.mark.parametrize("template", ["sft", "merge", "prepare"])
+@pytest.mark.parametrize("template", ["sft", "merge", "prepare", "ray_cluster", "sft_then_ray"])
 def test_bash_accepts_every_script(template: str, environment: str, tmp_path: Path) -> None:
     path = tmp_path / "script.sh"
     path.write_text(script(template, environment), encoding="utf-8")

@@ -152,3 +152,26 @@ def test_a_file_that_was_cut_off_is_no_result(sft: Stage) -> None:
     assert sft.made_by() is None
     with pytest.raises(ValueError):
         json.loads(text[: len(text) // 2])
+
+
+def test_an_attempt_that_makes_two_results_names_both_by_what_goes_into_them(
+    done: Any, sft: Stage, tmp_path: Path
+) -> None:
+    merge = Stage(done, sft.folder / "merge", [sft.folder])
+
+    def begin(number: int) -> Any:
+        also = {"name": "merge", "directory": str(merge.folder), **merge.asked()}
+        return done.begin(str(sft.folder / f"attempt-{number}"), sft.asked() | {"also": [also]})
+
+    begin(1)
+    begin(2)
+    sft.end(2)
+    assert merge.made_by() is None
+    part = sft.folder / "attempt-2" / "merge"
+    merge.output.mkdir()
+    (part / "job_id").write_text("2\n")
+    (merge.folder / "done.json").write_text((part / "stage.json").read_text())
+    assert (sft.made_by(), merge.made_by()) == ("2", "2")
+    sft.begin(3, force=True)
+    sft.end(3)
+    assert merge.made_by() is None, "its input is another one"

@@ -15,7 +15,7 @@ from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.plan import make_plan
 from llm_bridge.slurm.hang import MOST_GAP_SECONDS, Followed, HangWatch, Silence
-from llm_bridge.stages import ppo, prepare, ray_cluster, sft
+from llm_bridge.stages import ppo, prepare, ray_cluster, sft, sft_then_ray
 
 
 class Clock:
@@ -133,6 +133,11 @@ def test_trainings_are_watched_for_half_an_hour_unless_something_else_is_said(in
     found = plan(include, {}, {})
     assert sft(found).hang == Hang(minutes=30, start_minutes=15)
     assert ppo(found).hang == Hang(minutes=30, start_minutes=15)
+
+
+def test_a_training_that_shares_its_allocation_with_the_ray_cluster_is_watched_as_well(include: Path) -> None:
+    found = plan(include, {}, {"hang_minutes": 5})
+    assert sft_then_ray(found).hang == sft(found).hang == Hang(minutes=5, start_minutes=15)
 
 
 def test_a_download_and_a_ray_cluster_that_idles_are_not_watched(include: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from llm_bridge.config.errors import ConfigError
+from llm_bridge.config.load import load_cluster
 from llm_bridge.plan import Plan, make_plan
-from llm_bridge.stages import merge, ppo, ray_cluster, sft, sft_merge, upload
+from llm_bridge.slurm import fingerprint
+from llm_bridge.stages import merge, ppo, ray_ahead, ray_cluster, sft, sft_in, sft_merge, upload
 
 RUN = ("post_training", "manual__2026-11-22T22:39:24+00:00")
 
@@ -83,7 +85,7 @@ def test_small_stages_ask_for_no_gpus() -> None:
         ({"nodes": "two"}, "nodes"),
         ({"stages": []}, "choose at least one of prepare, sft, ppo, merge, upload"),
         ({"stages": ["evil"]}, "'prepare', 'sft', 'ppo', 'merge' or 'upload'"),
-        ({"evil": 1}, "evil: no such key. Allowed here: base_model, cluster"),
+        ({"evil": 1}, "evil: no such key. Allowed here: allocation, base_model, cluster"),
         ({"recipe": "nope"}, "'nope' is not one of the recipes .* tiny_cpu"),
         ({"cluster": "nope"}, "'nope' is not one of the clusters .* local"),
         ({"stages": ["upload"]}, "has no model to upload"),
@@ -114,3 +116,54 @@ def test_the_seeds_recipe_is_two_nodes_with_eight_gpus() -> None:
     assert verl["data.train_batch_size"] == 256
     assert verl["actor_rollout_ref.rollout.gpu_memory_utilization"] == 0.9
     assert verl["trainer.total_epochs"] == 15
+
+
+def allocated(include: Path, mode: str, **recipe: Any) -> Plan:
+    """The plan of the tiny recipe in one of the three modes."""
+    import yaml
+
+    values = yaml.safe_load((include / "recipes" / "tiny_cpu.yaml").read_text())
+    (include / "recipes" / "mode.yaml").write_text(yaml.safe_dump({**values, "allocation": mode, **recipe}))
+    return plan(recipe="mode")
+
+
+def test_a_shared_allocation_has_the_time_of_both_and_leaves_the_results_of_each(include: Path) -> None:
+    shared = sft_in(allocated(include, "shared"))
+    apart = allocated(include, "per_stage")
+    assert shared.resources.time_limit == "0-00:25:00"
+    asked = fingerprint.request(shared, fresh=True)
+    one, other = (fingerprint.request(make(apart), fresh=True) for make in (sft, sft_merge))
+    assert asked and one and other
+    (also,) = asked["also"]
+    names = ("fingerprint", "inputs", "outputs")
+    assert [asked[n] for n in names] == [one[n] for n in names]
+    assert [also[n] for n in names] == [other[n] for n in names]
+    assert (also["name"], also["directory"]) == ("merge", sft_merge(apart).directory)
+    settings = {**sft(apart).settings, **ray_cluster(apart).settings, **sft_merge(apart).settings}
+    assert shared.settings == settings
+
+
+def test_a_queued_cluster_has_a_folder_of_its_own(include: Path) -> None:
+    made = allocated(include, "queue_ahead")
+    ahead = ray_ahead(made)
+    assert ahead and ahead.directory == f"{made.stage_dir('ppo')}/ahead"
+    options = dict(ahead.after("12").directives(load_cluster("local")))
+    assert (options["dependency"], options["kill-on-invalid-dep"]) == ("afterok:12", "yes")
+    assert ray_ahead(allocated(include, "per_stage")) is None
+
+
+def test_the_forms_allocation_wins_over_the_recipes() -> None:
+    assert plan(allocation="shared").allocation == "shared"
+    assert plan(allocation="").allocation == "per_stage"
+
+
+@pytest.mark.parametrize("mode", ["queue_ahead", "shared"])
+def test_without_sft_ppo_comes_by_its_nodes_on_its_own(include: Path, mode: str) -> None:
+    made = allocated(include, mode).model_copy(update={"stages": ["ppo", "merge"]})
+    assert made.allocation == "per_stage"
+
+
+def test_a_shared_allocation_of_two_sizes_is_refused_with_both_named(include: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sft 2 node\(s\) x 1 GPU\(s\), ppo 1 node\(s\) x 1 GPU\(s\)"):
+        values = {"ppo": {"nodes": 1, "time_limit": "15"}}
+        allocated(include, "shared", **values)

@@ -10,6 +10,8 @@ from llm_bridge.config.hang import Minutes, OnHang
 from llm_bridge.config.values import Count, Memory, SlurmWord, Strict, Text, TimeLimit
 from llm_bridge.config.verl_keys import translate
 
+# How SFT and PPO come by their nodes: see gsm8k_llama32_1b.yaml.
+Allocation = Literal["per_stage", "queue_ahead", "shared"]
 Stage = Literal["prepare", "sft", "ppo", "merge", "upload"]
 STAGES: tuple[Stage, ...] = ("prepare", "sft", "ppo", "merge", "upload")
 
@@ -96,6 +98,7 @@ class Recipe(Strict):
     data: Data = Data()
     nodes: Count = 1
     gpus_per_node: Count | None = Field(default=None, description="all of the cluster's when empty")
+    allocation: Allocation = "per_stage"
     sft: Sft = Sft()
     ppo: Ppo = Ppo()
     merge: JobSize = JobSize()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -14,11 +15,15 @@ from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import as_target, ray_client
 from llm_bridge.ray.job import RayJob
 from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Where, of_ray_job, stop_and_wait, submit_once
-from llm_bridge.slurm.attempts import stored
+from llm_bridge.slurm.attempts import Attempt, following, stored
 from llm_bridge.slurm.away import AWAY
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, cancel_and_wait
+from llm_bridge.slurm.client import SlurmClient
+from llm_bridge.slurm.info import JobInfo
+from llm_bridge.slurm.job import SlurmJob
 from llm_bridge.slurm.on_kill import CancelsIfMarked
 from llm_bridge.slurm.operators import SlurmSubmitOperator
+from llm_bridge.slurm.states import Phase
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -32,6 +37,9 @@ class RayClusterOperator(SlurmSubmitOperator):
     The Slurm job goes on afterwards; a ``SlurmCancelOperator`` as teardown ends it on every path.
 
     :param job: as for ``SlurmSubmitOperator``, with ``template="ray_cluster"``.
+    :param adopts: a callable that gives, from the task's context, ``{"job_id", "directory"}`` of a Slurm job of another
+        task in which such a cluster is, or will be, brought up: while that has not ended it is waited for, and nothing
+        is submitted. This task answers for it from then on. None: there is no such job.
     :param serves: the Ray job that the cluster is for, or a callable that makes one from the task's context: when its
         result is there already, the task is skipped, and the tasks behind it with it.
     :returns: as ``SlurmSubmitOperator``; ``result`` is the cluster's ``cluster.json`` (addresses, nodes,
@@ -42,9 +50,16 @@ class RayClusterOperator(SlurmSubmitOperator):
     ready_file = "cluster.json"
     ui_color = "#d5e8d4"
 
-    def __init__(self, *, serves: RayJobSource | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        serves: RayJobSource | None = None,
+        adopts: Callable[[Context], dict[str, str] | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.serves = serves
+        self.adopts = adopts
 
     def execute(self, context: Context) -> Any:
         if self.serves:
@@ -54,6 +69,28 @@ class RayClusterOperator(SlurmSubmitOperator):
             except AWAY as error:
                 self.wait_for(job.cluster, error, job.directory)
         return super().execute(context)
+
+    async def next_attempt(
+        self, context: Context, job: SlurmJob, client: SlurmClient, last: Attempt | None
+    ) -> tuple[Attempt, JobInfo | None]:
+        """The job to adopt, if it has not ended; else an attempt of this task's own."""
+        there = self.adopts(context) if self.adopts else None
+        if there and (last is None or there["directory"] != last.directory):
+            info = await client.look_up(**there)
+            if info and info.phase is not Phase.ENDED:
+                self.log.info("takes over Slurm job %s: it %s", info.job_id, info.meaning.meaning)
+                # Number 0, or the last one's: the next attempt of this task's own counts on from there.
+                follows = following(context, job.directory, last)
+                adopted = replace(
+                    follows,
+                    number=follows.number - 1,
+                    directory=there["directory"],
+                    job_id=there["job_id"],
+                    fresh=False,
+                )
+                adopted.save(context)
+                return adopted, info
+        return await super().next_attempt(context, job, client, last)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The cluster is ready, or it will never be: then nothing of it may stay behind."""

@@ -11,8 +11,7 @@ from typing import Any
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import include_dir
-from llm_bridge.slurm import script
-from llm_bridge.slurm.fingerprint import of_job
+from llm_bridge.slurm import fingerprint, script
 from llm_bridge.slurm.info import SACCT_FIELDS, SQUEUE_FORMAT, JobInfo, from_outcome, from_sacct, from_squeue
 from llm_bridge.slurm.job import SlurmJob
 from llm_bridge.slurm.states import Phase
@@ -71,7 +70,7 @@ class SlurmClient:
             "owner": owner,
             "files": script.files(job, self.cluster, directory),
             "secrets": secrets,
-            "stage": job.result.request(of_job(job), fresh=fresh) if job.result else None,
+            "stage": fingerprint.request(job, fresh=fresh),
             "budget": self._budget(),
         }
         answer = await self.ask("submit", request, timeout=HELPER_SECONDS)

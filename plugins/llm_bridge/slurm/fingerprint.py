@@ -46,6 +46,21 @@ class Result(Strict):
         return {**self.model_dump(), "fingerprint": fingerprint, "force": self.force and fresh}
 
 
+def request(job: SlurmJob, *, fresh: bool) -> dict[str, Any] | None:
+    """What a job leaves behind, as ``include/login/done.py`` takes it; None if that is nothing.
+
+    :param fresh: as for :meth:`Result.request`.
+    """
+    if not job.makes:
+        return job.result.request(of_job(job), fresh=fresh) if job.result else None
+    first, *others = (part.result.request(of_job(part), fresh=fresh) for part in job.makes if part.result)
+    also = [
+        {"name": part.template, "directory": part.directory, **other}
+        for part, other in zip(job.makes[1:], others, strict=True)
+    ]
+    return {**first, "also": also}
+
+
 def of_job(job: SlurmJob) -> str:
     """A Slurm job's fingerprint: which program, with which settings, on how many GPUs."""
     size = {"nodes": job.resources.nodes, "gpus_per_node": job.resources.gpus_per_node}

@@ -85,6 +85,11 @@ class SlurmJob(Strict):
     result: Result | None = None
     # When it counts as hung; without it, never.
     hang: Hang | None = None
+    # In place of a result of its own: the jobs whose results this one makes on its way, in order. The first is that of
+    # the stage in `directory`; each other one has a folder in the attempt's, by the name of its template.
+    makes: tuple[SlurmJob, ...] = ()
+    # The job is of use while it runs, from when this JSON file is in the attempt's directory.
+    ready_file: SlurmWord | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> SlurmJob:
@@ -97,6 +102,13 @@ class SlurmJob(Strict):
                 "script must begin with an interpreter line such as #!/bin/bash (sbatch insists)"
             )
         return self
+
+    def after(self, job_id: str) -> SlurmJob:
+        """The same job, which may start when another one has ended well; Slurm drops it where that did not."""
+        # Without --kill-on-invalid-dep it would stay PENDING for ever (measured on 22.05; sbatch(1)).
+        behind = {"dependency": f"afterok:{job_id}", "kill-on-invalid-dep": "yes"}
+        options = {**self.resources.options, **behind}
+        return self.model_copy(update={"resources": self.resources.model_copy(update={"options": options})})
 
     def without(self, nodes: Iterable[str], cluster: Cluster) -> SlurmJob:
         """The same job on other nodes than these, and than those that it or the cluster file excludes anyway."""

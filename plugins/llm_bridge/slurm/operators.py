@@ -16,10 +16,10 @@ from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.load import check_model, load_cluster
 from llm_bridge.failures.errors import SlurmJobCannotSucceed, SlurmJobFailed
-from llm_bridge.keys import slug
+from llm_bridge.keys import job_key, slug
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.away import AWAY, WaitsForCluster
-from llm_bridge.slurm.cancel import cancel_and_wait, close_and_cancel, close_attempts
+from llm_bridge.slurm.cancel import CANCEL_SECONDS, cancel_and_wait, close_attempts
 from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.info import JobInfo, from_outcome
 from llm_bridge.slurm.job import Resources, SlurmJob
@@ -30,6 +30,9 @@ from llm_bridge.transport import connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+# How long the job of a cleared task is seen to go.
+CLEARED_SECONDS = 120.0
 
 JobSource = SlurmJob | Callable[["Context"], SlurmJob]
 
@@ -71,6 +74,9 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
     :param job: instead of the three above, a :class:`~llm_bridge.slurm.job.SlurmJob`, or a callable that makes
         one from the task's context when the task runs.
     :param wait: False returns as soon as the job is submitted; wait with ``SlurmJobSensor``.
+    :param then: one more job, or a callable that makes one or None, to queue behind this one at once: it may start when
+        this one has ended well (``afterok``), and Slurm drops it when it has not. An XCom ``then`` tells
+        ``{"job_id", "directory"}``. Where Slurm refuses it the log says so, and this task goes on.
     :param deferrable: False waits in the worker instead of the triggerer.
     :param hang_minutes: without output, while the job runs, after which it counts as hung; None for never, or for what
         ``job`` says.
@@ -97,6 +103,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         script: str | None = None,
         sbatch: dict[str, Any] | Resources | None = None,
         job: JobSource | None = None,
+        then: SlurmJob | Callable[[Context], SlurmJob | None] | None = None,
         wait: bool = True,
         deferrable: bool = True,
         hang_minutes: float | None = None,
@@ -112,13 +119,14 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         self.script = script
         self.sbatch = sbatch.model_dump(exclude_defaults=True) if isinstance(sbatch, Resources) else sbatch
         self.job = job
+        self.then = then
         self.wait = wait
         self.deferrable = deferrable
         self.hang = Hang.of(hang_minutes, on_hang)
 
     def execute(self, context: Context) -> Any:
         job = self.describe(context)
-        self.answer_for_job(context["ti"], lambda: close_and_cancel(job.cluster, job.directory))
+        self.answer_for_job(context["ti"], lambda: self.end_jobs(context, job))
         try:
             found = asyncio.run(self.submit(context, job))
         except AWAY as error:
@@ -136,7 +144,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
             cluster=job.cluster,
             job_id=attempt.job_id,
             directory=attempt.directory,
-            ready_file=self.ready_file,
+            ready_file=job.ready_file or self.ready_file,
             deadline=self._deadline(),
             hang=hang.model_dump() if (hang := self.hang or job.hang) else None,
         )
@@ -158,7 +166,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         job_id, directory = done["job_id"], done["directory"]
         context["ti"].xcom_push(key="slurm_job", value={"job_id": job_id, "directory": directory})
         info = from_outcome(
-            job_id, (done["started"] or {}) | (done["outcome"] or {"exit_code": 0, "ended": 0})
+            job_id, (done["started"] or {}) | (done["outcome"] or {"ended": 0}) | {"exit_code": 0}
         )
         return {
             "job_id": job_id,
@@ -173,7 +181,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The job has ended, or it is ready."""
         info = JobInfo(**event["info"]) if event["info"] else None
-        if not event["ready"] and not (info and info.meaning.good and self.ready_file is None):
+        if not event["ready"] and not (info and info.meaning.good and event["ready_file"] is None):
             reason = event["reason"] or {}
             attempts.end(context, event["job_id"], reason.get("nodes") or ())
             said_final = reason.get("retry") is False
@@ -208,32 +216,58 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         async with connect(cluster) as transport:
             client = SlurmClient(cluster, transport)
             attempt, info = await self._choose_attempt(context, job, client)
-            if info is not None:
-                return Submission(attempt, info)
-            ti: Any = context["ti"]
-            owner = {name: getattr(ti, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
-            secrets = {name: password_of(conn_id) for name, conn_id in job.secrets.items()}
-            job = await self._elsewhere(client, job, attempt.exclude)
-            while True:
-                attempt.save(context)  # the intent, before anything can be lost
-                answer = await client.submit(
-                    job, attempt.directory, attempt.key, owner, secrets, fresh=attempt.fresh
-                )
-                if answer["how"] == "done":
-                    return Submission(attempt, done=answer)
-                if answer["how"] != "closed":
-                    break
-                # A teardown, or a try that came after this one, has given the attempt up.
-                attempt = attempts.following(context, job.directory, attempt)
-            attempt = replace(attempt, job_id=answer["job_id"])
-            attempt.save(context)
-            for path in answer.get("aside", ()):
-                self.log.info("begins anew: what an earlier attempt made is now %s", path)
+            found = Submission(attempt, info) if info else await self._submit(context, job, attempt, client)
+            if self.then and not found.done and not (info and info.phase is Phase.ENDED):
+                await self._queue_behind(context, found.attempt, client)
+            return found
+
+    async def _submit(
+        self, context: Context, job: SlurmJob, attempt: attempts.Attempt, client: SlurmClient
+    ) -> Submission:
+        owner, secrets = _owner(context), _secrets(job)
+        job = await self._elsewhere(client, job, attempt.exclude)
+        while True:
+            attempt.save(context)  # the intent, before anything can be lost
+            answer = await client.submit(
+                job, attempt.directory, attempt.key, owner, secrets, fresh=attempt.fresh
+            )
+            if answer["how"] == "done":
+                return Submission(attempt, done=answer)
+            if answer["how"] != "closed":
+                break
+            # A teardown, or a try that came after this one, has given the attempt up.
+            attempt = attempts.following(context, job.directory, attempt)
+        attempt = replace(attempt, job_id=answer["job_id"])
+        attempt.save(context)
+        for path in answer.get("aside", ()):
+            self.log.info("begins anew: what an earlier attempt made is now %s", path)
+        self.log.info(
+            "%s Slurm job %s (%s) on cluster %s; script, settings and log are in %s",
+            answer["how"], attempt.job_id, attempt.key, job.cluster, attempt.directory,
+        )  # fmt: skip
+        return Submission(attempt)
+
+    async def _queue_behind(self, context: Context, attempt: attempts.Attempt, client: SlurmClient) -> None:
+        """Submit ``then`` behind an attempt's job; again is no harm."""
+        assert self.then and attempt.job_id
+        ti: Any = context["ti"]
+        job = self.then(context) if callable(self.then) else self.then
+        if job is None:
+            return
+        directory = f"{job.directory}/attempt-{attempt.number}"
+        key = job_key(ti.dag_id, ti.run_id, f"{ti.task_id}.then", ti.map_index, attempt.number)
+        try:
+            answer = await client.submit(
+                job.after(attempt.job_id), directory, key, _owner(context), _secrets(job), fresh=attempt.fresh
+            )
+        except ConfigError as error:
+            self.log.warning("nothing is queued behind Slurm job %s: %s", attempt.job_id, error)
+            return
+        if answer["how"] in ("submitted", "found"):
+            ti.xcom_push(key="then", value={"job_id": answer["job_id"], "directory": directory})
             self.log.info(
-                "%s Slurm job %s (%s) on cluster %s; script, settings and log are in %s",
-                answer["how"], attempt.job_id, attempt.key, job.cluster, attempt.directory,
-            )  # fmt: skip
-            return Submission(attempt)
+                "%s Slurm job %s (%s) behind it, log in %s", answer["how"], answer["job_id"], key, directory
+            )
 
     async def _elsewhere(self, client: SlurmClient, job: SlurmJob, nodes: tuple[str, ...]) -> SlurmJob:
         """The job without the nodes that failed under it before, if Slurm can run it so."""
@@ -253,19 +287,17 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
     ) -> tuple[attempts.Attempt, JobInfo | None]:
         last = attempts.stored(context)
         if last is None:
-            return attempts.following(context, job.directory, None), None
+            return await self.next_attempt(context, job, client, None)
         if last.was_cleared(context):
-            # Also an attempt whose id was never written down may have a job, or be about to get one.
-            ids = await close_attempts(job.cluster, job.directory)
-            if left := await cancel_and_wait(job.cluster, ids) if ids else []:
+            if left := await self.end_jobs(context, job, CLEARED_SECONDS):
                 raise AirflowException(
                     f"the task was cleared, but Slurm job {', '.join(left)} has not ended yet: look at it with "
                     "`scontrol show job`; the next try looks again"
                 )
             self.log.info("the task was cleared: attempt %d is over, the next one begins", last.number)
-            return attempts.following(context, job.directory, last), None
+            return await self.next_attempt(context, job, client, last)
         info = await client.look_up(last.job_id, last.directory) if last.job_id and not last.over else None
-        if attempts.goes_on(last, info, service=self.ready_file is not None):
+        if attempts.goes_on(last, info, service=(job.ready_file or self.ready_file) is not None):
             if info:
                 self.log.info(
                     "found Slurm job %s of attempt %d: it %s", info.job_id, last.number, info.meaning.meaning
@@ -273,11 +305,35 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
             return last, info
         how = info.meaning.meaning if info else "has ended without success"
         self.log.info("attempt %d (Slurm job %s) %s", last.number, last.job_id, how)
+        return await self.next_attempt(context, job, client, last)
+
+    async def next_attempt(
+        self, context: Context, job: SlurmJob, client: SlurmClient, last: attempts.Attempt | None
+    ) -> tuple[attempts.Attempt, JobInfo | None]:
+        """The attempt after ``last``; with its job's state, if it has a job already."""
         return attempts.following(context, job.directory, last), None
+
+    async def end_jobs(self, context: Context, job: SlurmJob, seconds: float = CANCEL_SECONDS) -> list[str]:
+        """Cancel whatever this task has submitted, see :func:`close_and_cancel`; those that are still there."""
+        # Also an attempt whose id was never written down may have a job, or be about to get one.
+        ids = await close_attempts(job.cluster, job.directory)
+        last = attempts.stored(context)
+        if last and last.job_id and not last.over and last.job_id not in ids:
+            ids.append(last.job_id)  # taken over from another task
+        return await cancel_and_wait(job.cluster, ids, seconds) if ids else []
 
     def _deadline(self) -> float | None:
         limit = self.execution_timeout
         return time.time() + limit.total_seconds() if limit else None
+
+
+def _owner(context: Context) -> dict[str, Any]:
+    """Whose job it is."""
+    return {name: getattr(context["ti"], name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+
+
+def _secrets(job: SlurmJob) -> dict[str, str]:
+    return {name: password_of(conn_id) for name, conn_id in job.secrets.items()}
 
 
 class SlurmCancelOperator(WaitsForCluster):

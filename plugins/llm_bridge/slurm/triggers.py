@@ -135,6 +135,7 @@ class SlurmJobTrigger(BaseTrigger):
             "cluster": self.cluster,
             "directory": self.directory,
             "ready": ready,
+            "ready_file": self.ready_file,
             "info": update.info.as_dict() if update.info else None,
             "notice": update.notice,
             "result": found.get(self.ready_file or "") if ready else found.get("result.json"),
@@ -144,10 +145,12 @@ class SlurmJobTrigger(BaseTrigger):
         }
 
     async def _too_late(self) -> dict[str, Any]:
+        event: dict[str, Any]
         self.log.warning("the task's own time limit has passed")
         if self.cancel_on_kill:
             await self._cancel(None)
         event = {"job_id": self.job_id, "cluster": self.cluster, "directory": self.directory, "ready": False}
+        event["ready_file"] = self.ready_file
         return {**event, "info": None, "result": None, "reason": None, "last_lines": [], "notice": "timeout"}
 
     async def on_kill(self) -> None:

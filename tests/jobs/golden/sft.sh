@@ -31,15 +31,22 @@ fi
 
 # The job tells its own end in a file, so that nobody has to ask slurmctld for it. A requeued job starts afresh.
 rm -f outcome.json
+# result_is_there FOLDER FILE: a stage's result is there, as FOLDER/stage.json says (include/login/done.py).
+result_is_there() {
+    if [ -e "$1/stage.json" ]; then cp "$1/stage.json" "$2.tmp"; mv "$2.tmp" "$2"; fi
+}
+# tell_outcome CODE FOLDER
+tell_outcome() {
+    printf '{"exit_code": %d, "ended": %s, "restarts": %d}\n' \
+        "$1" "$(date +%s.%N)" "${SLURM_RESTART_COUNT:-0}" > "$2/outcome.json.tmp"
+    mv "$2/outcome.json.tmp" "$2/outcome.json"
+}
 write_outcome() {
     local code=$?
     # Killed by a signal means that Slurm may run this job again: then it needs its secrets once more.
     if [ "$code" -lt 128 ]; then rm -rf "$ATTEMPT_DIR/secrets"; fi
-    # The stage's result is there (include/login/done.py).
-    if [ "$code" -eq 0 ] && [ -e stage.json ]; then cp stage.json ../done.json.tmp; mv ../done.json.tmp ../done.json; fi
-    printf '{"exit_code": %d, "ended": %s, "restarts": %d}\n' \
-        "$code" "$(date +%s.%N)" "${SLURM_RESTART_COUNT:-0}" > outcome.json.tmp
-    mv outcome.json.tmp outcome.json
+    if [ "$code" -eq 0 ]; then result_is_there . ../done.json; fi
+    tell_outcome "$code" .
 }
 trap write_outcome EXIT
 # With a trap on EXIT alone, bash sees status 0 there when it is ended by SIGTERM (scancel, time limit).

@@ -1,0 +1,30 @@
+"""Slurm's way to write a time limit."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from llm_bridge.slurm.time_limit import parse, total
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("2:00:00", 7200),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("1-12:30:15", 131415),
+    ],
+)
+def test_every_form_of_sbatch_is_understood(text: str, seconds: int) -> None:
+    assert parse(text) == timedelta(seconds=seconds)
+
+
+def test_limits_add_up_unless_one_of_them_is_the_sites() -> None:
+    assert total(["2:00:00", "12:00:00", "15"]) == "0-14:15:00"
+    assert total(["20:00:00", "6-00"]) == "6-20:00:00"
+    assert total(["2:00:00", None]) is None
