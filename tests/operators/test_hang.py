@@ -123,6 +123,7 @@ def test_a_hang_that_is_to_be_retried_ends_the_job_and_the_next_try_submits_anot
         and hang["limit_minutes"] == LIMIT
         and failed.value.event["info"]["state"] == "CANCELLED"
     )
+    assert failed.value.event["notice"].startswith("hang: no output")
     assert "It hung: no output and no new step" in str(failed.value)
     assert [said["occasion"] for said in told] == ["hang"] and "next try" in told[0]["facts"]["Next"]
     first = task.xcoms["slurm_job"]["job_id"]

@@ -193,6 +193,7 @@ def test_a_driver_that_hangs_is_stopped_and_the_event_says_why(new_task: Any, ra
     with pytest.raises(RayJobFailed, match="It hung: no output and no new step") as failed:
         task.run(sensor)
     hang = failed.value.event["hang"]
+    assert failed.value.event["notice"].startswith("hang: ")
     assert hang["ended"] and hang["nodes"] == "n[1-2]"
     assert any("T (stopped)" in line and "step one" in line for line in hang["stacks"]), hang["stacks"]
     assert wait(task, submit(new_task("ray-hangs-2"), ray, "true"))["status"] == "SUCCEEDED"

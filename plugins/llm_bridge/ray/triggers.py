@@ -15,6 +15,7 @@ from llm_bridge.ray.by_files import ByFiles
 from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
 from llm_bridge.ray.submission import stop_and_wait
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling, go_on_closing, to_the_end
+from llm_bridge.slurm.hang import notice_of
 from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 
 
@@ -101,6 +102,8 @@ class RayJobTrigger(BaseTrigger):
             "directory": self.directory,
             "own": self.own_stage is not None,
         }
+        if notice := notice_of(found.get("hang")):
+            found["notice"] = notice
         return {"notice": "", "last_lines": [], **empty, **known, **found}
 
     async def on_kill(self) -> None:

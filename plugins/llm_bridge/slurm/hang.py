@@ -103,6 +103,15 @@ class Followed:
         )
 
 
+def notice_of(hang: dict[str, Any] | None) -> str:
+    """For an event's ``notice``, where the job was ended because it hung: how the diagnosis knows."""
+    if not (hang and hang["ended"]):
+        return ""
+    return f"hang: no output and no new step for {hang['for']}" + (
+        f", after {hang['step']}" if hang["step"] else ""
+    )
+
+
 class HangWatch:
     """Tells once that a job hangs and, where that is asked for, ends it. ``async with`` it while the job is followed.
 

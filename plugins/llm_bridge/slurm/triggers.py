@@ -14,7 +14,7 @@ from asgiref.sync import sync_to_async
 from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling, to_the_end
-from llm_bridge.slurm.hang import Followed, HangWatch
+from llm_bridge.slurm.hang import Followed, HangWatch, notice_of
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.queued import QueueWatch
 from llm_bridge.slurm.watcher import Update, watcher_for
@@ -137,7 +137,7 @@ class SlurmJobTrigger(BaseTrigger):
             "ready": ready,
             "ready_file": self.ready_file,
             "info": update.info.as_dict() if update.info else None,
-            "notice": update.notice,
+            "notice": notice_of(hang) or update.notice,
             "result": found.get(self.ready_file or "") if ready else found.get("result.json"),
             "reason": found.get("reason.json"),
             "last_lines": last_lines,
