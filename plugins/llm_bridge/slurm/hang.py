@@ -202,7 +202,7 @@ class HangWatch:
             "nodes": self._nodes,
             "step": step,
             "stacks": stacks,
-            "ended": ends,
+            "ended": False,
         }
         job.log.warning("%s", said)
         for line in stacks:
@@ -218,6 +218,7 @@ class HangWatch:
         await tell_of_job(
             job.ti, "hang", said, facts, cluster=job.cluster, directory=job.directory, lines=lines
         )
-        if ends:
+        if ends and self.found and self._silence.too_long:  # also after all that telling
+            self.found["ended"] = True
             job.log.warning("ending %s, for it hangs", job.name)
             await self._end()  # the last thing: once the job has ended, so has this
