@@ -18,6 +18,19 @@ MOST_LINES = 25
 SPY_SECONDS = 6
 # What every Slurm job has: of no interest.
 PLUMBING = ("slurmstepd", "srun", "tee")
+# Ray's own daemons, and what keeps a Ray cluster up: looked at last. By a part of their command lines.
+DAEMONS = (
+    *(
+        "/ray/_private/",
+        "/ray/dashboard/",
+        "/ray/core/src/",
+        "/ray/autoscaler/",
+        "ray.util.client",
+        "/bin/ray ",
+    ),
+    *("ray::IDLE", "ray::_ray_internal", "ray::JobSupervisor"),
+    *("ray_cluster", "ray_node.py", "ray_supervise.py", "ray_guard.py", "ray_job.sh"),
+)
 
 
 def read(pid, name):
@@ -53,8 +66,20 @@ def is_python(pid):
     return first.startswith("ray::") or "python" in os.path.basename(first.split(" ")[0])
 
 
+def command_line(pid):
+    """As one line."""
+    return " ".join(read(pid, "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").split())
+
+
+def interest(pid):
+    """What is looked at first sorts lowest: programs, Python's before others, that do not run, that have worked most."""
+    daemon = any(part in command_line(pid) for part in DAEMONS)
+    stands_still = status(pid).get("State", "")[:1] in ("T", "t", "D")
+    return daemon, not is_python(pid), not stands_still, -cpu_ticks(pid)
+
+
 def of_job(job_id, own_step):
-    """Processes of the job, its busiest Python processes first; without this step's."""
+    """Processes of the job, the most interesting ones first; without this step's."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         variables = environment(pid)
@@ -62,8 +87,8 @@ def of_job(job_id, own_step):
             continue
         name = status(pid).get("Name", "")
         if name and name not in PLUMBING:
-            found.append((not is_python(pid), -cpu_ticks(pid), pid))
-    return [pid for _, _, pid in sorted(found)]
+            found.append((interest(pid), pid))
+    return [pid for _, pid in sorted(found)]
 
 
 def py_spy(pid):
@@ -105,7 +130,7 @@ def main():
     problems = []
     for pid in pids[:MOST_PROCESSES]:
         facts = status(pid)
-        command = " ".join(read(pid, "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").split())[:120]
+        command = command_line(pid)[:120]
         waits = read(pid, "wchan").decode("ascii", "replace").strip("0\n")
         where = ", waits in %s" % waits if waits else ""
         print("%s: process %s is %s%s: %s" % (node, pid, facts.get("State", "gone"), where, command))

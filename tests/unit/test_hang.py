@@ -15,6 +15,7 @@ from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.plan import make_plan
 from llm_bridge.slurm.hang import MOST_GAP_SECONDS, Followed, HangWatch, Silence
+from llm_bridge.slurm.stacks import FEWEST_LINES, _of_every_node
 from llm_bridge.stages import ppo, prepare, ray_cluster, sft, sft_then_ray
 
 
@@ -160,3 +161,10 @@ def test_a_hang_that_is_to_be_retried_is_not_spelled_otherwise(include: Path) ->
     with pytest.raises(ValidationError, match="'report' or 'retry'"):
         Hang.model_validate({"minutes": 5, "action": "restart"})
     assert load_cluster("local").on_hang == "report"
+
+
+def test_stacks_of_many_nodes_show_something_of_each() -> None:
+    lines = [f"n{node}: line {line}" for line in range(50) for node in range(60)]
+    shown = _of_every_node(lines)
+    assert {line.split(":")[0] for line in shown} == {f"n{node}" for node in range(60)}
+    assert len(shown) == 60 * FEWEST_LINES and shown[0] == "n0: line 0"
