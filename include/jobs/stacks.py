@@ -20,15 +20,8 @@ SPY_SECONDS = 6
 PLUMBING = ("slurmstepd", "srun", "tee")
 # Ray's own daemons, and what keeps a Ray cluster up: looked at last. By a part of their command lines.
 DAEMONS = (
-    *(
-        "/ray/_private/",
-        "/ray/dashboard/",
-        "/ray/core/src/",
-        "/ray/autoscaler/",
-        "ray.util.client",
-        "/bin/ray ",
-    ),
-    *("ray::IDLE", "ray::_ray_internal", "ray::JobSupervisor"),
+    *("/ray/_private/", "/ray/dashboard/", "/ray/core/src/", "/ray/autoscaler/", "/bin/ray "),
+    *("ray.scripts.scripts", "ray.util.client", "ray::IDLE", "ray::_ray_internal", "ray::JobSupervisor"),
     *("ray_cluster", "ray_node.py", "ray_supervise.py", "ray_guard.py", "ray_job.sh"),
 )
 
@@ -72,7 +65,7 @@ def command_line(pid):
 
 
 def interest(pid):
-    """What is looked at first sorts lowest: programs, Python's before others, that do not run, that have worked most."""
+    """What is looked at first sorts lowest: programs, Python's before others, that stand still, that worked most."""
     daemon = any(part in command_line(pid) for part in DAEMONS)
     stands_still = status(pid).get("State", "")[:1] in ("T", "t", "D")
     return daemon, not is_python(pid), not stands_still, -cpu_ticks(pid)

@@ -12,7 +12,9 @@ from llm_bridge.transport import LoginNodeUnreachable, connect
 SRUN_SECONDS = 40
 # Calls of the site's ration to leave to others; as the watcher's.
 RESERVE = 5
+# Over all nodes, and of each at least.
 MOST_LINES = 120
+FEWEST_LINES = 4
 
 
 async def stacks_of(cluster_name: str | None, job_id: str | None) -> list[str]:
@@ -32,8 +34,17 @@ async def stacks_of(cluster_name: str | None, job_id: str | None) -> list[str]:
             done = await SlurmClient(cluster, transport).slurm(argv, stdin=program, reserve=RESERVE)
     except (LoginNodeUnreachable, SlurmUnreachable) as error:
         return [f"its processes could not be looked at: {error}"]
-    lines = done.stdout.splitlines()[:MOST_LINES]
+    lines = _of_every_node(done.stdout.splitlines())
     if done.code:
         why = done.stderr.strip()[-300:] or f"srun ended with exit code {done.code}"
         lines.append(f"its processes could not be looked at, or not on all nodes: {why}")
     return lines
+
+
+def _of_every_node(lines: list[str]) -> list[str]:
+    """The first lines of each node, whose name they begin with."""
+    nodes: dict[str, list[str]] = {}
+    for line in lines:
+        nodes.setdefault(line.partition(":")[0], []).append(line)
+    each = max(FEWEST_LINES, MOST_LINES // max(1, len(nodes)))
+    return [line for node in sorted(nodes) for line in nodes[node][:each]]
