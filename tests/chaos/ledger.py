@@ -42,6 +42,28 @@ class Job:
         return any(word == "done" for life in self.lives.values() for word, _ in life)
 
 
+class Jobs:
+    """Jobs by id and name: a slurmctld that crashed may have lost a job, and have given its id to another."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[tuple[str, str], Job] = {}
+
+    def of(self, job_id: str, key: str) -> Job:
+        """One job; made if it is not known."""
+        return self._jobs.setdefault((job_id, key), Job(job_id, key))
+
+    def get(self, attempt: Attempt) -> Job | None:
+        """The job of a submission; None if nobody knows it."""
+        return self._jobs.get((attempt.job_id, attempt.owner["key"]))
+
+    def __getitem__(self, job_id: str) -> Job:
+        """The last job with that id."""
+        return next(job for job in reversed(self._jobs.values()) if job.job_id == job_id)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a task's log."""
@@ -98,22 +120,21 @@ class Ledger:
         self.file.touch()
         self.file.chmod(0o666)
 
-    def jobs(self) -> dict[str, Job]:
-        """All jobs that ran user code, by id."""
-        found: dict[str, Job] = {}
+    def jobs(self) -> Jobs:
+        """All jobs that ran user code."""
+        found = Jobs()
         for line in self.file.read_text().splitlines():
             word, key, job_id, life, at = line.split()
-            job = found.setdefault(job_id, Job(job_id, key))
-            job.lives[int(life)].append((word, float(at.replace(",", "."))))
+            found.of(job_id, key).lives[int(life)].append((word, float(at.replace(",", "."))))
         return found
 
-    def accounted(self) -> dict[str, Job]:
+    def accounted(self) -> Jobs:
         """The same, with state and times of accounting; also jobs that never came to run user code."""
         found = self.jobs()
         argv = ["sacct", "-X", "-n", "-P", "-a", "-S", "now-1day", "-o", "JobIDRaw,JobName,State,Start,End"]
         for line in self.cluster.run("ctl", argv).stdout.splitlines():
             job_id, key, state, started, ended = line.split("|")
-            job = found.setdefault(job_id, Job(job_id, key))
+            job = found.of(job_id, key)
             job.state, job.started, job.ended = state.split()[0], started, ended
         return found
 
@@ -127,7 +148,7 @@ class Ledger:
     def began(self, run: str, number: int = 1) -> list[str]:
         """Ids of the jobs of one attempt that ran user code."""
         keys = {a.owner["key"] for a in self.attempts(run) if a.number == number}
-        return [job.job_id for job in self.jobs().values() if job.key in keys]
+        return [job.job_id for job in self.jobs() if job.key in keys]
 
     def rows(self, run: str, dag: str = "*", task: str = "job") -> list[Row]:
         """All lines of a task's logs, in order of time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -171,6 +172,23 @@ class Stack:
         for run in runs:
             self.until(lambda run=run: self.task(dag, run).get("state") == "deferred", 240)
 
+    def followed(self, dag: str, *runs: str) -> None:
+        """Wait until a triggerer follows the jobs of runs.
+
+        A task that is marked in the second between its deferral and that has nobody who could cancel its job: Airflow
+        drops the trigger unseen. Then the sweep does it.
+        """
+        self.deferred(dag, *runs)
+        for run in runs:
+            number = self.task(dag, run)["try_number"]
+            self.until(
+                lambda run=run, number=number: any(
+                    row.attempt == number and re.match(r"Slurm job \d+ runs", row.text)
+                    for row in self.ledger.rows(run)
+                ),
+                60,
+            )
+
     def shown(self, run: str, text: str, seconds: float = 120, **which: Any) -> None:
         """Wait until a run's task log holds a text."""
         self.until(lambda: any(text in row.text for row in self.ledger.rows(run, **which)), seconds)
@@ -182,9 +200,7 @@ class Stack:
             found = self.ledger.attempts(run)
             assert (len(found), self.task(dag, run)["try_number"]) == (attempts, tries), run
             jobs = self.ledger.jobs()
-            assert [job.job_id for job in jobs.values() if job.key == found[-1].owner["key"]] == [
-                found[-1].job_id
-            ]
+            assert [job.job_id for job in jobs if job.key == found[-1].owner["key"]] == [found[-1].job_id]
             assert jobs[found[-1].job_id].done
             for attempt in found:
                 faults = self.ledger.log_faults(run, attempt)

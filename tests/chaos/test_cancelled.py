@@ -23,7 +23,7 @@ def test_whatever_ends_a_task_cancels_its_job(stack: Stack) -> None:
     job_ids = {run: stack.began(run) for run in ways}
     for run, (dag, end_it) in ways.items():
         if "timeout" not in run:
-            stack.deferred(dag, run)
+            stack.followed(dag, run)
             end_it()
     for run, job_id in job_ids.items():
         stack.until(lambda job_id=job_id: stack.gone(job_id), 180)
@@ -36,7 +36,7 @@ def test_whatever_ends_a_task_cancels_its_job(stack: Stack) -> None:
 def test_a_cleared_task_gets_one_new_job_when_the_old_one_is_gone(stack: Stack, run: str) -> None:
     stack.run("job", run, **ENDLESS)
     old = stack.began(run)
-    stack.deferred("job", run)
+    stack.followed("job", run)
     stack.clear("job", run)
     new = stack.began(run, 2)
     assert stack.gone(old)
@@ -56,7 +56,7 @@ def test_a_job_cleared_before_its_task_waits_for_it_is_not_left_behind(stack: St
     stack.clear("job", run)
     new = stack.began(run, 2)
     assert stack.gone(old)
-    stack.deferred("job", run)
+    stack.followed("job", run)
     stack.mark("job", run, "failed")
     stack.until(lambda: stack.gone(new))
 

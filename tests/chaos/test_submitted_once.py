@@ -52,7 +52,7 @@ def test_a_worker_killed_at_any_line_between_intent_and_id_yields_one_job(
         for run in now:
             stack.run("job", run, lines=3)
         assert stack.finished("job", *now) == dict.fromkeys(now, "success")
-    jobs = stack.ledger.jobs().values()
+    jobs = stack.ledger.jobs()
     for run in plans:
         assert (stack.plans / f"{run}.died").exists(), f"nobody was killed in {run}"
         (attempt,) = stack.ledger.attempts(run)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from datetime import datetime
 
 from demo.airflow_api import ENDED
-from tests.chaos.ledger import Attempt, Job, Ledger
+from tests.chaos.ledger import Attempt, Job, Jobs, Ledger
 from tests.chaos.load import Run
 
 WORDS = (
@@ -25,7 +25,7 @@ def judge(ledger: Ledger, runs: list[Run]) -> tuple[dict[str, int], dict[str, li
     jobs = ledger.accounted()
     faults: dict[str, list[str]] = {word: [] for word in WORDS}
     by_key: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs.values():
+    for job in jobs:
         by_key[job.key].append(job)
     numbers = {"runs": len(runs), "jobs submitted": 0, "turned away": 0, "new attempts": 0, "lives": 0}
     for run in runs:
@@ -45,7 +45,7 @@ def judge(ledger: Ledger, runs: list[Run]) -> tuple[dict[str, int], dict[str, li
                 faults["doubled"].append(
                     f"{run.name}: {[job.job_id for job in ran]} ran as {attempt.folder.name}"
                 )
-            job = jobs.get(attempt.job_id)
+            job = jobs.get(attempt)
             if job and previous:
                 _compare(run, previous, job, faults)
             if job and job.state == "CANCELLED" and not run.acted:
@@ -71,8 +71,8 @@ def _compare(run: Run, before: Job, after: Job, faults: dict[str, list[str]]) ->
             )
 
 
-def _ending(run: Run, attempts: list[Attempt], jobs: dict[str, Job], faults: dict[str, list[str]]) -> None:
-    last = jobs.get(attempts[-1].job_id) if attempts else None
+def _ending(run: Run, attempts: list[Attempt], jobs: Jobs, faults: dict[str, list[str]]) -> None:
+    last = jobs.get(attempts[-1]) if attempts else None
     if run.state not in ENDED:
         faults["lost"].append(
             f"{run.name} is still {run.state}; its job {last and last.job_id} {last and last.state}"

@@ -21,6 +21,13 @@ def submit(script: str, task_id: str = "t", **options: Any) -> SlurmSubmitOperat
     return SlurmSubmitOperator(task_id=task_id, cluster="test", script=f"#!/bin/bash\n{script}\n", **options)
 
 
+def until(condition: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain"
+        time.sleep(0.3)
+
+
 def test_a_two_node_job_runs_where_it_was_asked_to_and_gives_its_result_back(task: Any, logged: Any) -> None:
     script = (
         "srun bash -c 'echo at $SLURMD_NODENAME with $CUDA_VISIBLE_DEVICES'\n"
@@ -302,3 +309,24 @@ def test_a_job_that_slurm_holds_since_it_could_not_start_it_is_let_go(
     trigger = task.start(submit("echo at last", sbatch={"options": {"hold": None}}))
     assert asyncio.run(trigger.outcome())["info"]["state"] == "COMPLETED"
     assert "at last" in logged()
+
+
+def test_a_cancelled_job_that_slurm_starts_again_ends_at_once(
+    task: Any, slurm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slurmctld that crashes right after the cancel forgets it and starts the job again (seen in chaos)."""
+    trigger = task.start(submit("touch ../again; sleep 60"))
+
+    async def told(trigger: Any) -> str:
+        return "failed"
+
+    monkeypatch.setattr("llm_bridge.slurm.triggers.task_state", told)
+    user_code = f"{trigger.directory.rpartition('/')[0]}/again"
+    until(lambda: slurm.run("login", ["test", "-e", user_code], user="svc").returncode == 0)
+    asyncio.run(trigger.on_kill())
+    state = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", trigger.job_id]
+    assert slurm.run("login", state, user="svc").stdout.strip() == "CANCELLED"
+    slurm.run("login", ["rm", user_code], user="svc")
+    assert slurm.run("ctl", ["scontrol", "requeue", trigger.job_id]).returncode == 0
+    until(lambda: slurm.run("login", state, user="svc").stdout.strip() == "COMPLETED")
+    assert slurm.run("login", ["test", "-e", user_code], user="svc").returncode != 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -14,7 +15,7 @@ from llm_bridge.ray.by_dashboard import ByDashboard
 from llm_bridge.ray.by_files import ByFiles
 from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
 from llm_bridge.ray.submission import stop_and_wait
-from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling, go_on_closing, to_the_end
+from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_closing, to_the_end
 from llm_bridge.slurm.hang import notice_of
 from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 
@@ -121,12 +122,13 @@ class RayJobTrigger(BaseTrigger):
     async def end_hung(self) -> None:
         """End a job that hangs; with its cluster where Ray itself cannot end it."""
         await self.stop()
-        if self.own_stage or not (self.target.get("cluster") and self.target.get("job_id")):
+        cluster, directory = self.target.get("cluster"), self.target.get("directory")
+        if self.own_stage or not (cluster and directory):
             return
         # Who follows the job ends this as soon as the job has ended.
         await asyncio.sleep(CANCEL_SECONDS)
         self.log.warning("Ray does not end it: cancelling its cluster, Slurm job %s", self.target["job_id"])
-        go_on_cancelling(self.target["cluster"], [self.target["job_id"]])
+        go_on_closing(cluster, str(PurePosixPath(directory).parent))
 
     async def stop(self, patience: float = CANCEL_SECONDS) -> None:
         """End the job, and a cluster of our own with it; going on with that when ``patience`` seconds are over."""

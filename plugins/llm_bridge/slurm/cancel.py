@@ -48,16 +48,12 @@ async def cancel_and_wait(cluster_name: str, job_ids: Sequence[str], seconds: fl
 _going_on: set[asyncio.Task[None]] = set()
 
 
-def go_on_cancelling(cluster_name: str, job_ids: Sequence[str]) -> asyncio.Task[None]:
-    """Cancel jobs in a task of its own that ends when they are gone, however long the login node or Slurm is away.
-
-    It lives as long as this process; what a process takes with it to its end, ``reap_orphans`` finds.
-    """
-    return _go_on(_until_gone(cluster_name, job_ids))
-
-
 def go_on_closing(cluster_name: str, stage_directory: str) -> asyncio.Task[None]:
-    """As :func:`go_on_cancelling`, for whatever jobs a stage has; it can get none afterwards."""
+    """Cancel whatever jobs a stage has, in a task of its own that ends when they are gone; it can get none afterwards.
+
+    However long the login node or Slurm is away: it lives as long as this process. What a process takes with it to its
+    end, ``reap_orphans`` finds.
+    """
     return _go_on(_until_closed(cluster_name, stage_directory))
 
 
@@ -77,15 +73,10 @@ def _go_on(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return task
 
 
-async def _until_gone(cluster_name: str, job_ids: Sequence[str]) -> None:
-    left: Sequence[str] = job_ids
+async def _until_closed(cluster_name: str, stage_directory: str) -> None:
+    left = await _patiently(close_attempts, cluster_name, stage_directory)
     while left:
         left = await _patiently(cancel_and_wait, cluster_name, left)
-
-
-async def _until_closed(cluster_name: str, stage_directory: str) -> None:
-    jobs = await _patiently(close_attempts, cluster_name, stage_directory)
-    await _until_gone(cluster_name, jobs)
 
 
 async def _patiently(act: Callable[..., Awaitable[list[str]]], *arguments: Any) -> list[str]:

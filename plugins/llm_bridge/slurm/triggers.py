@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import PurePosixPath
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -13,7 +14,7 @@ from asgiref.sync import sync_to_async
 
 from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
-from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_cancelling, to_the_end
+from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_closing, to_the_end
 from llm_bridge.slurm.hang import Followed, HangWatch, notice_of
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.queued import QueueWatch
@@ -172,7 +173,8 @@ class SlurmJobTrigger(BaseTrigger):
 
     async def _cancel(self, patience: float | None) -> None:
         self.log.info("cancelling Slurm job %s", self.job_id)
-        cancelling = go_on_cancelling(self.cluster, [self.job_id])
+        # Closed as well: a slurmctld that crashes just now forgets the end of the job, and starts it again.
+        cancelling = go_on_closing(self.cluster, str(PurePosixPath(self.directory).parent))
         done, _ = await asyncio.wait({cancelling}, timeout=patience)
         if done:
             self.log.info("Slurm job %s is gone", self.job_id)
