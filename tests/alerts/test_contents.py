@@ -124,8 +124,11 @@ def test_a_failure_carries_its_diagnosis(posts: Any) -> None:
 
 
 def test_a_diagnosis_that_only_the_task_has_left_is_found(posts: Any) -> None:
-    occasions.failed(context(Ti(xcoms={"diagnosis": DIAGNOSIS}), RuntimeError("gone")))
+    """The worker was killed: there is no exception."""
+    occasions.failed(context(Ti(xcoms={"diagnosis": DIAGNOSIS}), None))
     assert posts[0][1]["facts"]["Class"] == "cuda_out_of_memory"
+    occasions.failed(context(Ti(xcoms={"diagnosis": DIAGNOSIS}), RuntimeError("something else")))
+    assert "Class" not in posts[1][1]["facts"]
 
 
 def test_a_failure_without_a_diagnosis_says_what_its_exception_says(posts: Any) -> None:

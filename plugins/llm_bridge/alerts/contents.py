@@ -79,12 +79,17 @@ def of_success(context: Any, occasion: Occasion, before: str = "") -> Message:
 
 
 def diagnosis(context: Any) -> Mapping[str, Any]:
-    """``llm_bridge.failures.diagnosis.Diagnosis`` of the failure as a dict: the exception carries it, the task leaves
-    it as an XCom. Empty when there is none.
+    """``llm_bridge.failures.diagnosis.Diagnosis`` of the failure as a dict; empty when there is none.
+
+    The exception carries it. The XCom that the task leaves is asked where there is no exception (the worker has died,
+    and Airflow calls back in the DAG processor): beside one without a diagnosis it may be that of an earlier job.
     """
-    found = getattr(context.get("exception"), "diagnosis", None)
+    exception = context.get("exception")
+    found = getattr(exception, "diagnosis", None)
     if found is not None:
         return found if isinstance(found, Mapping) else found.as_dict()
+    if isinstance(exception, BaseException):
+        return {}
     left = _pulled(context["ti"], "diagnosis")
     return left if isinstance(left, Mapping) else {}
 
