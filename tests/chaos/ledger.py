@@ -16,6 +16,8 @@ from pathlib import Path
 
 from local_cluster import LocalCluster
 
+RAN_AGAIN = "ends at once: it was done before"
+
 
 @dataclass
 class Job:
@@ -97,10 +99,15 @@ class Attempt:
         file, place, found = self.folder / "output.log", 0, {}
         for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
             place += len(line)
-            # A job that Slurm runs again although it was done, when nobody follows it any more, says only this.
-            if line.strip() and not line.rstrip().endswith(b"ends at once: it was done before"):
+            if line.strip():
                 found[place] = line.decode().rstrip("\n")
         return found
+
+    @property
+    def alive_until(self) -> float:
+        """When its job last wrote a line of its own: epoch seconds, 0 if it never did."""
+        wrote = [float(line.split()[0]) for line in self.output.values() if re.match(r"\d+\.\d+ line ", line)]
+        return max(wrote, default=0.0)
 
 
 class Ledger:
@@ -179,7 +186,12 @@ class Ledger:
             last = max(attempt.output, default=0) if whole and number == max(tries) else max(ends)
             where = f"{run}: {task}, try {number}, {attempt.folder.name}"
             twice = sorted({end for end in ends if ends.count(end) > 1})
-            lacking = [line for end, line in attempt.output.items() if end <= last and end not in ends]
+            lacking = [
+                line
+                for end, line in attempt.output.items()
+                # A job that Slurm runs again although it was done says only this, and nobody may follow it any more.
+                if end <= last and end not in ends and not line.endswith(RAN_AGAIN)
+            ]
             wrong = [row for row in rows if attempt.output.get(row.end) != row.text]
             faults += [f"{where}: twice: {attempt.output.get(end)}" for end in twice]
             faults += [f"{where}: lost: {line}" for line in lacking]

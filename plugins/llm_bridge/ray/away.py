@@ -14,7 +14,7 @@ from llm_bridge.ray import allocation
 from llm_bridge.ray.client import RayRefused, RayTarget, RayUnreachable, as_target, ray_client
 from llm_bridge.slurm.away import AWAY, WaitsForCluster
 from llm_bridge.slurm.cancel import go_on_closing, to_the_end
-from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
+from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, ENDED_BY_USER, task_state
 
 RAY_AWAY = (*AWAY, RayUnreachable)
 # Without an allocation to look at, an address that has been dead for so long is given up.
@@ -80,7 +80,7 @@ class DashboardReachableTrigger(BaseTrigger):
 
     async def _killed(self) -> None:
         state = await task_state(self)
-        if self.directory and state in TERMINAL:
+        if self.directory and state in ENDED_BY_USER:
             self.log.info("the task was marked %s: its Ray cluster is cancelled when Slurm answers", state)
             go_on_closing(self.target["cluster"], self.directory)
 

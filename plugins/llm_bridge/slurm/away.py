@@ -21,7 +21,7 @@ from tenacity import (
 from llm_bridge.config.load import load_cluster
 from llm_bridge.slurm.cancel import go_on_closing, to_the_end
 from llm_bridge.slurm.client import SlurmClient, SlurmUnreachable
-from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
+from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, ENDED_BY_USER, task_state
 from llm_bridge.transport import LoginNodeUnreachable, connect
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ClusterReachableTrigger(BaseTrigger):
 
     async def _killed(self) -> None:
         state = await task_state(self)
-        if self.directory and state in TERMINAL:
+        if self.directory and state in ENDED_BY_USER:
             self.log.info("the task was marked %s: a job of it is cancelled when the cluster answers", state)
             go_on_closing(self.cluster, self.directory)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
@@ -44,6 +44,8 @@ async def cancel_and_wait(cluster_name: str, job_ids: Sequence[str], seconds: fl
             pause = min(MOST_LOOK_SECONDS, pause * 1.3)
 
 
+Found = TypeVar("Found")
+
 # asyncio keeps only weak references to its tasks.
 _going_on: set[asyncio.Task[None]] = set()
 
@@ -54,7 +56,7 @@ def go_on_closing(cluster_name: str, stage_directory: str) -> asyncio.Task[None]
     However long the login node or Slurm is away: it lives as long as this process. What a process takes with it to its
     end, ``reap_orphans`` finds.
     """
-    return _go_on(_until_closed(cluster_name, stage_directory))
+    return go_on(until_closed(cluster_name, stage_directory))
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
@@ -63,23 +65,26 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
     Airflow 3.3.2 calls a trigger's ``on_kill`` and cancels it again with every sync, about a second later, until it has
     ended (``TriggerRunner.cancel_triggers``): whatever it still awaits then is lost, ``on_kill_timeout`` or not.
     """
-    await asyncio.shield(_go_on(work))
+    await asyncio.shield(go_on(work))
 
 
-def _go_on(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def go_on(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Do ``work`` in a task of its own, which lives as long as this process."""
     task = asyncio.create_task(work)
     _going_on.add(task)
     task.add_done_callback(_going_on.discard)
     return task
 
 
-async def _until_closed(cluster_name: str, stage_directory: str) -> None:
-    left = await _patiently(close_attempts, cluster_name, stage_directory)
+async def until_closed(cluster_name: str, stage_directory: str) -> None:
+    """See :func:`go_on_closing`."""
+    left = await patiently(close_attempts, cluster_name, stage_directory)
     while left:
-        left = await _patiently(cancel_and_wait, cluster_name, left)
+        left = await patiently(cancel_and_wait, cluster_name, left)
 
 
-async def _patiently(act: Callable[..., Awaitable[list[str]]], *arguments: Any) -> list[str]:
+async def patiently(act: Callable[..., Awaitable[Found]], *arguments: Any) -> Found:
+    """``await act(*arguments)``, again and again while the login node or Slurm is away."""
     away = retry_if_exception_type((LoginNodeUnreachable, SlurmUnreachable))
     return await AsyncRetrying(retry=away, wait=wait_random_exponential(min=1, max=60))(act, *arguments)
 

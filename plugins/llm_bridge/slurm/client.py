@@ -12,7 +12,15 @@ from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.errors import ConfigError
 from llm_bridge.config.load import include_dir
 from llm_bridge.slurm import fingerprint, script
-from llm_bridge.slurm.info import SACCT_FIELDS, SQUEUE_FORMAT, JobInfo, from_outcome, from_sacct, from_squeue
+from llm_bridge.slurm.info import (
+    SACCT_FIELDS,
+    SQUEUE_FORMAT,
+    JobInfo,
+    by_own_word,
+    from_outcome,
+    from_sacct,
+    from_squeue,
+)
 from llm_bridge.slurm.job import SlurmJob
 from llm_bridge.slurm.states import Phase
 from llm_bridge.transport import Completed, Session, Transport, checked
@@ -165,10 +173,15 @@ class SlurmClient:
 
         :param directory: its attempt's directory.
         """
-        if (info := (await self.find([job_id])).get(job_id)) and info.is_of(directory):
-            return info
+        info = (await self.find([job_id])).get(job_id)
+        known = info if info and info.is_of(directory) else None
+        if known and (known.phase is not Phase.ENDED or known.meaning.good):
+            return known
         done = await self.transport.run(["cat", "--", f"{directory}/outcome.json"])
-        return from_outcome(job_id, json.loads(done.stdout)) if done.code == 0 else None
+        outcome = json.loads(done.stdout) if done.code == 0 else None
+        if known:
+            return by_own_word(known, outcome)
+        return from_outcome(job_id, outcome) if outcome else None
 
     async def cancel(self, job_ids: Iterable[str]) -> None:
         """``scancel``: SIGTERM to the job's steps, and SIGKILL after the site's KillWait (slurm.conf(5)).

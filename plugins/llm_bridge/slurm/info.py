@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -93,6 +93,21 @@ def from_outcome(job_id: str, outcome: dict[str, Any]) -> JobInfo:
         started=outcome.get("started", 0),
         ended=outcome["ended"],
     )
+
+
+# What Slurm may say of a job although it had done its work before: its node died, or somebody cancelled it, right then.
+# FAILED and OUT_OF_MEMORY are the job's own doing.
+_CAME_AFTER = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT", "DEADLINE", "CANCELLED"}
+
+
+def by_own_word(info: JobInfo, outcome: dict[str, Any] | None) -> JobInfo:
+    """How a job has ended, where Slurm and the job itself may differ: work that was done is done.
+
+    :param outcome: what the job wrote as it ended; a job that Slurm runs again removes it first.
+    """
+    if outcome and not outcome["exit_code"] and info.state.split(" ")[0].rstrip("+") in _CAME_AFTER:
+        return replace(info, state="COMPLETED", exit_code=0, signal=0)
+    return info
 
 
 def _epoch(text: str) -> float:

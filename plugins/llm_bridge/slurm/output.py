@@ -65,6 +65,13 @@ class Output:
             return None
         return {"follower": self._mark, "try": str(self._ti.id), "logs": _logs_here(), "offset": 0}
 
+    def is_mine(self, held: dict[str, Any] | None) -> bool:
+        """Whether nobody else has followed this try's output since.
+
+        :param held: the note on the cluster now.
+        """
+        return held is None or held["follower"] == self._mark
+
     async def resume(self, held: dict[str, Any] | None) -> int:
         """Where to go on: after the last line that this try's log has.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -14,16 +15,20 @@ from asgiref.sync import sync_to_async
 
 from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
-from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_closing, to_the_end
+from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on, patiently, to_the_end, until_closed
 from llm_bridge.slurm.hang import Followed, HangWatch, notice_of
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.queued import QueueWatch
 from llm_bridge.slurm.watcher import Update, watcher_for
+from llm_bridge.transport import connect
 
 # A trigger that fires right after its task deferred fails the task: the scheduler may see the event before
 # the worker's exit (airflow#66374, #67287; 3 of 16 tasks on 3.3.2, none with 5 s).
 EARLIEST_EVENT_SECONDS = 5.0
 TERMINAL = {"success", "failed", "skipped", "removed", "upstream_failed"}
+# A trigger that Airflow has moved to another triggerer is ended where it was, too, maybe when the task has gone on and
+# succeeded. Who cannot tell that from "the user has marked it success" takes these alone for the user's word.
+ENDED_BY_USER = TERMINAL - {"success"}
 
 
 class SlurmJobTrigger(BaseTrigger):
@@ -60,6 +65,7 @@ class SlurmJobTrigger(BaseTrigger):
         self.cancel_on_kill = cancel_on_kill
         self.hang = hang
         self._said = ""
+        self._output: Output | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -90,7 +96,7 @@ class SlurmJobTrigger(BaseTrigger):
     async def outcome(self) -> dict[str, Any]:
         """Follow the job to its end, or until it is ready; the event's payload."""
         found: dict[str, Any] = {}
-        output = Output(self, f"{self.directory}/output.log")
+        output = self._output = Output(self, f"{self.directory}/output.log")
         cluster = await asyncio.to_thread(load_cluster, self.cluster)
         name = f"Slurm job {self.job_id}"
         job = Followed.by(self, output, self.cluster, self.job_id, self.directory, name)
@@ -172,14 +178,29 @@ class SlurmJobTrigger(BaseTrigger):
         await self._cancel(CANCEL_SECONDS)
 
     async def _cancel(self, patience: float | None) -> None:
+        done, _ = await asyncio.wait({go_on(self._end_job())}, timeout=patience)
+        if not done:
+            self.log.warning("Slurm job %s has not ended yet: cancelling it goes on", self.job_id)
+
+    async def _end_job(self) -> None:
+        if not await patiently(self._is_ours):
+            # So the task may have gone on: this one is "marked success" because that other one saw the job ready.
+            self.log.info("another triggerer has followed Slurm job %s since: it is left alone", self.job_id)
+            return
         self.log.info("cancelling Slurm job %s", self.job_id)
         # Closed as well: a slurmctld that crashes just now forgets the end of the job, and starts it again.
-        cancelling = go_on_closing(self.cluster, str(PurePosixPath(self.directory).parent))
-        done, _ = await asyncio.wait({cancelling}, timeout=patience)
-        if done:
-            self.log.info("Slurm job %s is gone", self.job_id)
-        else:
-            self.log.warning("Slurm job %s has not ended yet: cancelling it goes on", self.job_id)
+        await until_closed(self.cluster, str(PurePosixPath(self.directory).parent))
+        self.log.info("Slurm job %s is gone", self.job_id)
+
+    async def _is_ours(self) -> bool:
+        note = self._output.note if self._output else None
+        if not self._output or not note:
+            return True
+        cluster = await asyncio.to_thread(load_cluster, self.cluster)
+        async with connect(cluster) as transport:
+            path = f"{self.directory}/follower.{note['try']}.json"
+            held = await transport.run(["cat", "--", path])
+            return self._output.is_mine(json.loads(held.stdout) if held.code == 0 else None)
 
 
 async def task_state(trigger: BaseTrigger) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.slurm.client import RationUsedUp, SlurmClient, SlurmUnreachable
 from llm_bridge.slurm.flood import Flood
-from llm_bridge.slurm.info import JobInfo, from_outcome
+from llm_bridge.slurm.info import JobInfo, by_own_word, from_outcome
 from llm_bridge.slurm.states import Phase
 from llm_bridge.transport import LoginNodeUnreachable, Session, connect
 
@@ -35,6 +35,9 @@ SOON_SECONDS = 3.0
 HURRY_SECONDS = 30.0
 # A job that neither slurmctld nor accounting knows, and that left no outcome file, is given up after so long.
 LOST_SECONDS = 600.0
+# A slurmctld that has forgotten a job ends what is left of it when the nodes report to it again: only then may it have
+# a successor.
+FORGOTTEN_SECONDS = 60.0
 MOST_PAUSE = 60.0
 # A follower whose place another one has taken belongs to a triggerer that Airflow had given up; it is ended as soon as
 # that triggerer looks. One that is still there after so long is wanted after all: the other one has died.
@@ -326,16 +329,22 @@ class Watcher:
     @staticmethod
     def _end(job: _Watched, info: JobInfo | None) -> Update | None:
         """The last update if the job has ended: by what Slurm says or, once that has forgotten it, by its own word."""
+        outcome = job.seen.get("outcome.json")
         if info:
-            return Update(info=info, ended=True) if info.phase is Phase.ENDED else None
-        if outcome := job.seen.get("outcome.json"):
+            if info.phase is not Phase.ENDED:
+                return None
+            told = by_own_word(info, outcome)
+            notice = f"Slurm says {info.state}, but the job had done its work before" if told != info else ""
+            return Update(info=told, notice=notice, ended=True)
+        if outcome:
             return Update(info=from_outcome(job.job_id, outcome), ended=True)
-        if job.replaced:
+        silent = time.monotonic() - job.unknown_since if job.unknown_since else 0.0
+        if job.replaced and silent > FORGOTTEN_SECONDS:
             return Update(
                 notice=f"Slurm has lost job {job.job_id}, most likely as slurmctld crashed: another job has its id",
                 ended=True,
             )
-        if job.unknown_since and time.monotonic() - job.unknown_since > LOST_SECONDS:
+        if silent > LOST_SECONDS:
             return Update(
                 notice=f"neither slurmctld nor accounting has known job {job.job_id} for {LOST_SECONDS:.0f} s, "
                 "and it left no outcome file",
