@@ -19,7 +19,8 @@ from llm_bridge.slurm.operators import SlurmSubmitOperator
 from llm_bridge.slurm.triggers import SlurmJobTrigger
 
 # The job stops itself as SIGSTOP from outside would stop it, and nothing of it goes on.
-HANGS = "#!/bin/bash\necho step one\nkill -STOP $$\necho never\n"
+# scancel wakes it first (SIGCONT): it must not come to a good end then.
+HANGS = "#!/bin/bash\necho step one\nkill -STOP $$\nsleep 600\n"
 # The same in Python, where a stack says where.
 HANGS_IN_PYTHON = (
     "#!/bin/bash\necho step one\nexec python3 -c 'import os, signal\n"
