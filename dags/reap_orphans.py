@@ -4,7 +4,7 @@ from datetime import datetime
 
 from airflow.sdk import DAG, Param
 
-from llm_bridge.alerts import on_failure
+from llm_bridge.alerts import for_tasks
 from llm_bridge.config.load import available
 from llm_bridge.orphans import ReapOrphansOperator
 
@@ -21,7 +21,7 @@ with DAG(
     },
     tags=["llm-bridge"],
     doc_md=__doc__,
-    default_args={"on_failure_callback": on_failure()},
+    default_args={**for_tasks()},
 ):
     for cluster in available("clusters"):
         ReapOrphansOperator(task_id=cluster, cluster=cluster, only_say="{{ params.dry_run }}")

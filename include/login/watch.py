@@ -5,7 +5,8 @@ Each further line of standard input is a request; each answer is 8 digits with i
 Request:  {"jobs": {id: {"directory", "files": [names], "log": null or {"offset", "max_bytes", "room", "final"},
           "note": null or {"follower", "try", "offset", ...}, "claim": bool}}}
 Answer:   {"jobs": {id: {"files": {name: content}, "log": base64, "offset": of its first byte, "skipped": bytes,
-          "more": bool, "held": note of an earlier follower, "taken": bool}}}
+          "more": bool, "size": of the whole log, null where it was not asked for,
+          "held": note of an earlier follower, "taken": bool}}}
 
 `files` are small JSON files that may not exist yet. `log` brings whole lines, at most `max_bytes`; where more than
 `room` bytes wait, it goes on near the end and says how much it skipped. `note` is who follows the job's output and how
@@ -38,10 +39,10 @@ def whole_lines(data, force):
 
 
 def new_log(path, asked):
-    """The next part of the log: (bytes, offset of the first, skipped, whether more waits)."""
+    """The next part of the log: (bytes, offset of the first, skipped, whether more waits, size)."""
     offset = asked["offset"]
     if not os.path.exists(path):
-        return b"", offset, 0, False
+        return b"", offset, 0, False, 0
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         skipped = 0
@@ -54,7 +55,7 @@ def new_log(path, asked):
         at_end = offset + len(data) >= size
         if not (at_end and asked["final"]):
             data = whole_lines(data, force=not at_end)
-    return data, offset, skipped, not at_end
+    return data, offset, skipped, not at_end, size
 
 
 def json_file(path):
@@ -76,7 +77,7 @@ def keep(path, note):
 def look(job):
     """What is new of one job."""
     directory, note = job["directory"], job["note"]
-    seen = {"log": "", "offset": 0, "skipped": 0, "more": False, "held": None, "taken": False}
+    seen = {"log": "", "offset": 0, "skipped": 0, "more": False, "size": None, "held": None, "taken": False}
     seen["files"] = {name: json_file(os.path.join(directory, name)) for name in job["files"]}
     if note:
         path = os.path.join(directory, "follower.%s.json" % note["try"])
@@ -91,7 +92,7 @@ def look(job):
         if held != note and time.time() - os.stat(path).st_mtime > NOTE_SECONDS:
             keep(path, note)
     if job["log"]:
-        data, seen["offset"], seen["skipped"], seen["more"] = new_log(
+        data, seen["offset"], seen["skipped"], seen["more"], seen["size"] = new_log(
             os.path.join(directory, "output.log"), job["log"]
         )
         seen["log"] = base64.b64encode(data).decode("ascii")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from airflow.sdk import DAG, Param, TaskGroup
 from airflow.sdk.exceptions import AirflowSkipException
 
-from llm_bridge import stages
-from llm_bridge.alerts import on_failure
+from llm_bridge import alerts, stages
 from llm_bridge.check import CheckOperator
 from llm_bridge.config.load import available
 from llm_bridge.config.recipe import STAGES, Allocation, Stage
@@ -53,8 +52,9 @@ def post_training(
         default_args={
             "retries": 2,
             "retry_delay": timedelta(minutes=1),
-            "on_failure_callback": on_failure(),
+            **alerts.for_tasks(),
         },
+        deadline=alerts.deadline(dag_id),
     ) as dag:
         check = CheckOperator(task_id="check")
 
@@ -93,7 +93,7 @@ def post_training(
 
         # Runs whatever happened, and fails if anything did: so the run's state is right, and one log tells all.
         summary = SummaryOperator(
-            task_id="summary", trigger_rule="all_done", retries=0, on_failure_callback=None
+            task_id="summary", trigger_rule="all_done", retries=0, **alerts.for_last_task()
         )
 
         check >> prepare >> train

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llm_bridge.config.cluster import Cluster
+from llm_bridge.config.hang import START_MINUTES, Hang
 from llm_bridge.config.load import load_cluster
-from llm_bridge.config.recipe import Stage
+from llm_bridge.config.recipe import Stage, TrainStage
 from llm_bridge.hub.operators import upload_settings
 from llm_bridge.plan import TRAINING, Plan
 from llm_bridge.ray.job import RayJob
@@ -40,7 +41,8 @@ def sft(plan: Plan) -> SlurmJob:
         "preflight": _preflight(plan, "sft"),
         **_training(plan),
     }
-    return _job(plan, "sft", "sft", settings, _result(plan, "sft", outputs=[checkpoints]), wandb=True)
+    job = _job(plan, "sft", "sft", settings, _result(plan, "sft", outputs=[checkpoints]), wandb=True)
+    return job.model_copy(update={"hang": _hang(plan, plan.recipe.sft)})
 
 
 def sft_merge(plan: Plan) -> SlurmJob:
@@ -83,6 +85,7 @@ def sft_then_ray(plan: Plan) -> SlurmJob:
     ]
     resources = cluster.resources.model_copy(update={"time_limit": total(limits)})
     more = {"settings": settings, "resources": resources, "directory": plan.stage_dir("sft")}
+    more["hang"] = parts[0].hang
     return cluster.model_copy(
         update={**more, "template": "sft_then_ray", "makes": parts, "ready_file": "sft_done.json"}
     )
@@ -116,7 +119,13 @@ def ppo(plan: Plan) -> RayJob:
     }
     inputs = [plan.sft_merge_dir] if plan.ppo_starts_from == plan.sft_model else []
     result = _result(plan, "ppo", inputs=inputs, outputs=[checkpoints])
-    return RayJob(program="ppo.py", settings=settings, directory=plan.stage_dir("ppo"), result=result)
+    return RayJob(
+        program="ppo.py",
+        settings=settings,
+        directory=plan.stage_dir("ppo"),
+        result=result,
+        hang=_hang(plan, plan.recipe.ppo),
+    )
 
 
 def merge(plan: Plan) -> SlurmJob:
@@ -153,6 +162,13 @@ def _training(plan: Plan) -> dict[str, Any]:
         "experiment_name": plan.run_name,
         "wandb_entity": plan.recipe.wandb.entity,
     }
+
+
+def _hang(plan: Plan, stage: TrainStage) -> Hang | None:
+    """When a training counts as hung: as the recipe says, else as the cluster file says."""
+    cluster = load_cluster(plan.cluster)
+    minutes = cluster.hang_minutes if stage.hang_minutes is None else stage.hang_minutes
+    return Hang.of(minutes, stage.on_hang or cluster.on_hang, start_minutes=START_MINUTES)
 
 
 def _preflight(plan: Plan, stage: Stage) -> dict[str, Any] | None:

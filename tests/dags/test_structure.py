@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +71,43 @@ def test_the_ray_cluster_is_setup_and_teardown_around_ppo(dags: dict[str, Any]) 
     assert dag.get_task("ppo.ray_down").is_teardown
 
 
-def test_every_task_but_the_summary_alerts_on_failure_when_alerts_are_set_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
+@pytest.fixture
+def alerting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """include/alerts.yaml with a channel."""
+    shutil.copytree(ROOT / "include", tmp_path / "include")
+    monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path / "include"))
+    file = tmp_path / "include" / "alerts.yaml"
+    file.write_text("http: {conn_id: hook}\nlate_after_hours: {x: 14}\n")
+    return file
 
+
+def test_every_task_but_the_summary_alerts_on_failure_and_the_summary_on_success(alerting: Path) -> None:
     from llm_bridge.pipeline import post_training
 
-    shutil.copytree(ROOT / "include", tmp_path / "include")
-    (tmp_path / "include" / "alerts.yaml").write_text(
-        "email: {conn_id: mail, sender: a@example.org, to: [b@example.org]}\nhttp: {conn_id: hook}\n"
-    )
-    monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path / "include"))
     for task in post_training("x").tasks:
-        names = [type(callback).__name__ for callback in task.on_failure_callback or []]
-        assert names == ([] if task.task_id == "summary" else ["SmtpNotifier", "HttpNotifier"])
+        names = [callback.__name__ for callback in task.on_failure_callback or []]
+        assert names == (["run_failed"] if task.task_id == "summary" else ["failed"])
+        names = [callback.__name__ for callback in task.on_success_callback or []]
+        assert names == (["run_succeeded"] if task.task_id == "summary" else [])
+        assert not task.on_retry_callback
+
+
+def test_a_failure_that_is_tried_again_is_told_on_request(alerting: Path) -> None:
+    from llm_bridge.pipeline import post_training
+
+    alerting.write_text("http: {conn_id: hook}\nretries: true\n")
+    told = [task.task_id for task in post_training("x").tasks if task.on_retry_callback]
+    assert "sft.train" in told and "summary" not in told
+
+
+def test_only_the_dags_that_are_named_have_a_deadline(alerting: Path) -> None:
+    from llm_bridge.pipeline import post_training
+
+    deadline = post_training("x").deadline
+    (alert,) = deadline if isinstance(deadline, list) else [deadline]
+    assert alert.interval == timedelta(hours=14)
+    assert alert.callback.path == "llm_bridge.alerts.late.late"
+    assert not post_training("y").deadline
 
 
 def test_alerts_are_silent_when_nothing_is_set_up(dags: dict[str, Any]) -> None:
@@ -99,7 +123,8 @@ def test_a_wrong_key_in_the_alerts_file_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "alerts.yaml").write_text("e-mail: {}\n")
     monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path))
     with pytest.raises(
-        ConfigError, match=r"include/alerts\.yaml(.|\n)*e-mail: no such key\. Allowed here: email, http"
+        ConfigError,
+        match=r"include/alerts\.yaml(.|\n)*e-mail: no such key\. Allowed here: apprise, email, http, ",
     ):
         on_failure()
 

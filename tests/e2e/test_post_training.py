@@ -187,7 +187,9 @@ def test_one_failure_is_one_mail_and_one_post_with_the_reason(stack: Any) -> Non
     while time.monotonic() < deadline and not (stack.alerts.mails and stack.alerts.posts):
         time.sleep(0.5)
     assert len(stack.alerts.mails) == len(stack.alerts.posts) == 1
-    assert "/no/such/model cannot be read" in stack.alerts.posts[0]["text"]
+    post = stack.alerts.posts[0]
+    assert "/no/such/model cannot be read" in post["text"] and post["occasion"] == "failure"
+    assert "/dags/post_training/runs/alerts/tasks/check" in post["links"]["Log"]
     mail = email.message_from_string(stack.alerts.mails[0])
     assert mail["To"] == "team@example.org" and "check failed" in mail["Subject"]
 

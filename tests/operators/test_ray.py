@@ -15,10 +15,11 @@ import pytest
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 
 from llm_bridge.failures.errors import RayJobFailed, SlurmJobFailed
-from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
+from llm_bridge.ray.client import RayRefused, RayTarget, as_target, ray_client
 from llm_bridge.ray.job import RayJob
 from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.ray.sensors import RayJobSensor
+from llm_bridge.ray.triggers import RayJobTrigger
 from llm_bridge.slurm.job import Resources, SlurmJob
 from llm_bridge.slurm.operators import SlurmCancelOperator
 
@@ -180,6 +181,32 @@ def test_a_wrong_token_is_told_as_such(ray: dict[str, Any], monkeypatch: pytest.
 
     with pytest.raises(RayRefused, match="refused the token"):
         asyncio.run(ask())
+
+
+HANGS = "import os, signal; print('step one', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+
+
+def test_a_driver_that_hangs_is_stopped_and_the_event_says_why(new_task: Any, ray: dict[str, Any]) -> None:
+    task = new_task("ray-hangs")
+    submitted = submit(task, ray, "python3", "-c", HANGS)
+    sensor = RayJobSensor(task_id="wait", submitted=submitted, hang_minutes=0.1, on_hang="retry")
+    with pytest.raises(RayJobFailed, match="It hung: no output and no new step") as failed:
+        task.run(sensor)
+    hang = failed.value.event["hang"]
+    assert failed.value.event["notice"].startswith("hang: ")
+    assert hang["ended"] and hang["nodes"] == "n[1-2]"
+    assert any("T (stopped)" in line and "step one" in line for line in hang["stacks"]), hang["stacks"]
+    assert wait(task, submit(new_task("ray-hangs-2"), ray, "true"))["status"] == "SUCCEEDED"
+
+
+def test_a_driver_that_is_followed_by_the_dashboard_alone_can_hang_too(
+    new_task: Any, ray: dict[str, Any]
+) -> None:
+    task = new_task("ray-hangs-there")
+    submission = submit(task, ray, "python3", "-c", HANGS)["submission_id"]
+    hang = {"minutes": 0.1, "action": "retry"}
+    event = asyncio.run(RayJobTrigger(as_target(ray), submission, poll_seconds=1, hang=hang).outcome())
+    assert event["status"] == "STOPPED" and event["hang"]["ended"] and event["hang"]["stacks"] == []
 
 
 def test_a_lost_cluster_is_named_as_the_cause_and_not_a_refused_connection(slurm: Any, new_task: Any) -> None:

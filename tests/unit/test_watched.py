@@ -9,7 +9,15 @@ import pytest
 from llm_bridge.slurm import watcher
 from llm_bridge.slurm.watcher import _Watched
 
-SEEN: dict[str, Any] = {"files": {}, "log": "", "offset": 0, "skipped": 0, "more": False, "held": None}
+SEEN: dict[str, Any] = {
+    "files": {},
+    "log": "",
+    "offset": 0,
+    "skipped": 0,
+    "more": False,
+    "size": None,
+    "held": None,
+}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from llm_bridge.config.hang import Minutes, OnHang
 from llm_bridge.config.values import (
     AbsolutePath,
     Count,
@@ -121,4 +122,8 @@ class Cluster(Strict):
     wandb_conn_id: Text | None = None
     poll_seconds: float = Field(default=20, ge=0.5, le=600, description="between two squeue for all jobs")
     rpc_budget: RpcBudget | None = None
+    hang_minutes: Minutes | None = Field(
+        default=30, description="SFT and PPO without output; null or 0: never"
+    )
+    on_hang: OnHang = "report"
     login_python: AbsolutePath = "/usr/bin/python3"

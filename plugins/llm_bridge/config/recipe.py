@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from llm_bridge.config.hang import Minutes, OnHang
 from llm_bridge.config.values import Count, Memory, SlurmWord, Strict, Text, TimeLimit
 from llm_bridge.config.verl_keys import translate
 
@@ -51,6 +52,8 @@ class TrainStage(JobSize):
 
     keep: Count | None = Field(default=3, description="complete checkpoints that stay; all when empty")
     verl: VerlSettings = {}
+    hang_minutes: Minutes | None = Field(default=None, description="the cluster's when empty; 0: never")
+    on_hang: OnHang | None = Field(default=None, description="the cluster's when empty")
 
 
 class Sft(TrainStage):

@@ -72,3 +72,4 @@ AbsolutePath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolu
 UrlTemplate = Annotated[str, AfterValidator(_printable), AfterValidator(_host_and_port)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1, le=100_000)]
+Hours = Annotated[float, Field(gt=0, le=10_000)]

@@ -87,6 +87,7 @@ def _sentence(event: dict[str, Any]) -> str:
     text = ", ".join(parts)
     if event["reason"]:
         text += f"\nIt says: {event['reason'].get('reason')}"
+    text += _hang(event)
     return f"{text}{_quoted(event['last_lines'])}\nWhole log on the cluster: {log}"
 
 
@@ -108,6 +109,7 @@ def _ray_sentence(event: dict[str, Any], again: bool) -> str:
     else:
         text += f"cannot be followed any more ({event['status']}): {event['notice']}"
     text += f"\nIt says: {event['reason'].get('reason')}" if event["reason"] else ""
+    text += _hang(event)
     # Where there is a log of the driver's, its last lines say more than Ray's account of them.
     if job and job.get("message") and not event["directory"]:
         text += f"\nRay says: {job['message'].strip()[-1500:]}"
@@ -128,6 +130,15 @@ def _allocation(event: dict[str, Any]) -> str:
     text += f" {event['cause']}" if event.get("cause") else ""
     text += f", reason {info['reason']}" if info["reason"] else ""
     return text + (f", on {info['nodes']}" if info["nodes"] else "")
+
+
+def _hang(event: dict[str, Any]) -> str:
+    """What HangWatch has found, if the job was still silent at its end."""
+    if not (hang := event.get("hang")):
+        return ""
+    ended = "; it was ended for that (on_hang: retry)" if hang["ended"] else ""
+    stacks = "".join(f"\n  | {line}" for line in hang["stacks"][:20])
+    return f"\nIt hung: no output and no new step for {hang['for']}{ended}{stacks}"
 
 
 def _quoted(lines: list[str]) -> str:

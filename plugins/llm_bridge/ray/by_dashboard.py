@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llm_bridge.config.hang import Hang
 from llm_bridge.ray.away import GIVE_UP_SECONDS
 from llm_bridge.ray.client import ENDED, RayClient, RayRefused, RayTarget, RayUnreachable, ray_client
 from llm_bridge.ray.pending import given_up
 from llm_bridge.ray.words import CANNOT_START
+from llm_bridge.slurm.hang import Followed, HangWatch
 from llm_bridge.slurm.output import LAST_LINES
+
+if TYPE_CHECKING:
+    from llm_bridge.ray.triggers import RayJobTrigger
 
 
 class ByDashboard:
@@ -19,30 +24,40 @@ class ByDashboard:
     A log over the websocket begins with its first line, and is gone with the cluster: a triggerer that is restarted
     shows it anew.
 
-    :param log: the trigger's logger.
+    :param trigger: whose log the output goes to.
     :param pending_until: epoch seconds after which a job that can never start is given up; None for never.
     """
 
     def __init__(
         self,
+        trigger: RayJobTrigger,
         target: RayTarget,
         submission_id: str,
         poll_seconds: float,
-        log: Any,
         pending_until: float | None = None,
     ) -> None:
         self._target = target
         self._submission_id = submission_id
         self._poll_seconds = poll_seconds
-        self._log = log
+        self._log = trigger.log
         self._pending_until = pending_until
         self._answered = 0.0
         self._delivered = 0
         self._tail = Tail()
+        ti, name = getattr(trigger, "task_instance", None), f"Ray job {submission_id}"
+        # Not on Slurm, so nobody can look at its processes.
+        job = Followed(ti, self._log, None, None, None, name, lambda: self._tail.last, lambda: "")
+        hang = Hang(**trigger.hang) if trigger.hang else None
+        self._hang = HangWatch(hang, job, trigger.end_hung)
 
     async def outcome(self) -> dict[str, Any]:
         """Follow it to its end; ``status`` and what goes with it."""
         self._answered = time.monotonic()
+        async with self._hang:
+            found = await self._follow()
+        return {"hang": self._hang.found, **found}
+
+    async def _follow(self) -> dict[str, Any]:
         while True:
             try:
                 async with ray_client(self._target) as client:
@@ -78,6 +93,9 @@ class ByDashboard:
                     return {"status": job["status"], "job": job}
                 if why := await given_up(client, job, self._submission_id, self._pending_until):
                     return {"status": CANNOT_START, "job": job, "notice": why}
+                if job["status"] == "RUNNING":
+                    self._hang.runs()
+                    self._hang.look(self._delivered)
                 await asyncio.sleep(self._poll_seconds)
                 if log.done():  # it broke off while the job goes on
                     log = asyncio.create_task(self._stream_log(client))

@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import time
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow.triggers.base import BaseTrigger
-
+from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.ray import allocation
 from llm_bridge.ray.client import ENDED, RayRefused, RayTarget, RayUnreachable, ray_client
 from llm_bridge.ray.pending import given_up
 from llm_bridge.ray.words import CANNOT_START
+from llm_bridge.slurm.hang import Followed, HangWatch
 from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.states import Phase
 from llm_bridge.slurm.watcher import Watcher, watcher_for
 from llm_bridge.transport import LoginNodeUnreachable
+
+if TYPE_CHECKING:
+    from llm_bridge.ray.triggers import RayJobTrigger
 
 # When a node dies, the driver often ends before Slurm says so: give Slurm this long to name the real cause.
 CAUSE_SECONDS = 15.0
@@ -44,7 +47,7 @@ class ByFiles:
 
     def __init__(
         self,
-        trigger: BaseTrigger,
+        trigger: RayJobTrigger,
         target: RayTarget,
         submission_id: str,
         directory: str,
@@ -60,6 +63,11 @@ class ByFiles:
         self._pending_until = pending_until
         self._lines: list[str] = []
         self._ran_on = ""
+        self._output = Output(trigger, f"{directory}/output.log")
+        name = f"Ray job {submission_id}"
+        job = Followed.by(trigger, self._output, target.cluster, target.job_id, directory, name)
+        hang = Hang(**trigger.hang) if trigger.hang else None
+        self._hang = HangWatch(hang, job, trigger.end_hung, starts_with_output=True)
 
     async def outcome(self) -> dict[str, Any]:
         """Follow it to its end; ``status`` and what goes with it."""
@@ -91,17 +99,22 @@ class ByFiles:
 
     def _found(self, status: str, files: dict[str, Any], **found: Any) -> dict[str, Any]:
         own = {name: files.get(f"{name}.json") for name in ("outcome", "result", "reason")}
-        return {"status": status, "last_lines": self._lines, **own, **found}
+        return {"status": status, "last_lines": self._lines, "hang": self._hang.found, **own, **found}
 
     async def _follow_driver(self, watcher: Watcher, over: asyncio.Event) -> dict[str, Any]:
         """Show the driver's output; the files that it left."""
         assert self._target.job_id
-        output = Output(self._trigger, f"{self._directory}/output.log")
+        output = self._output
         files: dict[str, Any] = {}
         following = watcher.follow(
-            self._target.job_id, self._directory, note=output.note, resume=output.resume, part=over
+            self._target.job_id,
+            self._directory,
+            note=output.note,
+            resume=output.resume,
+            part=over,
+            pulse=self._hang.look,
         )
-        async with aclosing(following) as updates:
+        async with aclosing(following) as updates, self._hang:
             async for update in updates:
                 output.show(update)
                 self._lines = output.last
@@ -125,6 +138,7 @@ class ByFiles:
                 files |= update.files
                 if update.info is None:
                     continue
+                self._hang.state(update.info)
                 if first and (update.info.restarts > first.restarts or update.info.phase is Phase.WAITING):
                     break
                 first = first or (update.info if update.info.phase is Phase.RUNNING else None)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from llm_bridge.config.hang import Hang
 from llm_bridge.config.values import AbsolutePath, SlurmWord, Strict
 from llm_bridge.slurm.fingerprint import Result
 
@@ -31,6 +32,8 @@ class RayJob(Strict):
     directory: AbsolutePath | None = None
     # What the stage leaves behind, as in SlurmJob.
     result: Result | None = None
+    # When it counts as hung; without it, never.
+    hang: Hang | None = None
     # The dashboard and the Jobs API show it to everybody who reaches them: no secret belongs in here.
     runtime_env: dict[str, Any] = {}
     entrypoint_num_cpus: float | None = Field(default=None, ge=0)

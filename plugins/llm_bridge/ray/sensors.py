@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator
 
+from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.failures import ledger
 from llm_bridge.failures.decision import with_policy
@@ -19,7 +20,7 @@ from llm_bridge.ray import allocation, dashboard
 from llm_bridge.ray.away import RAY_AWAY, WaitsForRay
 from llm_bridge.ray.client import RayTarget, as_target
 from llm_bridge.ray.explain import explain_ray
-from llm_bridge.ray.operators import RayClusterOperator, RayJobSource
+from llm_bridge.ray.operators import RayClusterOperator, RayJobSource, job_from
 from llm_bridge.ray.submission import STORE_KEY, ClusterGone, Standing, Where, standing, submit_once
 from llm_bridge.ray.triggers import RayJobTrigger
 from llm_bridge.ray.words import CANNOT_START
@@ -61,6 +62,9 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
     :param pending_minutes: a job that Ray has not started after so long, and that asks for more than any node of the
         cluster has, fails with that reason; None waits for ever. One that waits for what others use goes on waiting.
     :param deferrable: False waits in the worker.
+    :param hang_minutes: without output of the driver after which the job counts as hung; None for never, or for what
+        ``job`` says.
+    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` also stops the job.
     :returns: ``{"submission_id", "status", "run_s", "result"}``; ``result`` is what the job wrote to
         ``result.json`` beside its settings, if anything.
     :raises RayJobFailed: the job ended FAILED or STOPPED, or its allocation ended.
@@ -81,6 +85,8 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         poll_interval: float | None = None,
         pending_minutes: float | None = 10,
         deferrable: bool = True,
+        hang_minutes: float | None = None,
+        on_hang: OnHang = "report",
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("timeout", TIMEOUT_SECONDS)
@@ -97,6 +103,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         self.poll_interval = poll_interval
         self.pending_minutes = pending_minutes
         self.deferrable = deferrable
+        self.hang = Hang.of(hang_minutes, on_hang)
 
     def execute(self, context: Context) -> Any:
         where = Where.of(self.submitted)
@@ -201,7 +208,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
 
     def _submit(self, context: Context, where: Where, *, own_cluster: bool) -> Any:
         assert self.job
-        job = self.job(context) if callable(self.job) else self.job
+        job = job_from(self.job, context)
         attempt = asyncio.run(submit_once(context, where, job, again=True))
         own_stage = self._own_stage(context) if own_cluster else None
         return self._follow(context, where, attempt.key, attempt.directory, own_stage)
@@ -217,6 +224,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
         target = where.target
         dashboard.offer(context["ti"], target.cluster, where.dashboard)
         context["ti"].xcom_push(key="ray_job", value={"submission_id": submission_id, "directory": directory})
+        hang = self.hang or (job_from(self.job, context).hang if self.job else None)
         poll = self.poll_interval or (load_cluster(target.cluster).poll_seconds if target.cluster else 15)
         trigger = RayJobTrigger(
             target=as_target(target),
@@ -226,6 +234,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
             deadline=self._deadline(),
             own_stage=own_stage,
             pending_until=None if self.pending_minutes is None else time.time() + self.pending_minutes * 60,
+            hang=hang.model_dump() if hang else None,
         )
         self.answer_for_job(context["ti"], trigger.stop)
         return self._wait(context, trigger, "execute_complete")
@@ -272,7 +281,7 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
     def _explain(self, context: Context, event: dict[str, Any], final: bool) -> Explained:
         job = None
         if self.job is not None:
-            job = self.job(context) if callable(self.job) else self.job
+            job = job_from(self.job, context)
         cluster = self._cluster_job(context) if self.ray_cluster else None
         return explain_ray(context, self, event, job, cluster, final=final)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -16,6 +17,7 @@ from llm_bridge.ray.client import RayRefused, RayTarget, ray_client
 from llm_bridge.ray.submission import stop_and_wait
 from llm_bridge.ray.words import CANNOT_START
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on_closing, to_the_end
+from llm_bridge.slurm.hang import notice_of
 from llm_bridge.slurm.triggers import EARLIEST_EVENT_SECONDS, TERMINAL, task_state
 
 
@@ -34,6 +36,7 @@ class RayJobTrigger(BaseTrigger):
         waiting ends that job too.
     :param pending_until: epoch seconds after which a job that asks for what no node of the cluster has is given up;
         None for never.
+    :param hang: :class:`~llm_bridge.config.hang.Hang` as a dict: when the job counts as hung; None for never.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class RayJobTrigger(BaseTrigger):
         deadline: float | None = None,
         own_stage: str | None = None,
         pending_until: float | None = None,
+        hang: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.target = target
@@ -54,6 +58,7 @@ class RayJobTrigger(BaseTrigger):
         self.deadline = deadline
         self.own_stage = own_stage
         self.pending_until = pending_until
+        self.hang = hang
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -66,6 +71,7 @@ class RayJobTrigger(BaseTrigger):
                 "deadline": self.deadline,
                 "own_stage": self.own_stage,
                 "pending_until": self.pending_until,
+                "hang": self.hang,
             },
         )
 
@@ -92,7 +98,7 @@ class RayJobTrigger(BaseTrigger):
                     ).outcome()
                 else:
                     found = await ByDashboard(
-                        target, self.submission_id, self.poll_seconds, self.log, self.pending_until
+                        self, target, self.submission_id, self.poll_seconds, self.pending_until
                     ).outcome()
         except TimeoutError:
             self.log.warning("the task's own time limit has passed")
@@ -105,13 +111,15 @@ class RayJobTrigger(BaseTrigger):
         if found["status"] == CANNOT_START and not self.own_stage:
             await self._stop(patience=0)  # in case a node with what it wants joins now
         await self._end_own_cluster(None)
-        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome", "cause"))
+        empty = dict.fromkeys(("job", "info", "reason", "result", "outcome", "cause", "hang"))
         known = {
             "submission_id": self.submission_id,
             "target": self.target,
             "directory": self.directory,
             "own": self.own_stage is not None,
         }
+        if notice := notice_of(found.get("hang")):
+            found["notice"] = notice
         return {"notice": "", "last_lines": [], **empty, **known, **found}
 
     async def on_kill(self) -> None:
@@ -125,6 +133,17 @@ class RayJobTrigger(BaseTrigger):
             return
         self.log.info("the task was marked %s: stopping Ray job %s", state, self.submission_id)
         await self.stop(CANCEL_SECONDS)
+
+    async def end_hung(self) -> None:
+        """End a job that hangs; with its cluster where Ray itself cannot end it."""
+        await self.stop()
+        cluster, directory = self.target.get("cluster"), self.target.get("directory")
+        if self.own_stage or not (cluster and directory):
+            return
+        # Who follows the job ends this as soon as the job has ended.
+        await asyncio.sleep(CANCEL_SECONDS)
+        self.log.warning("Ray does not end it: cancelling its cluster, Slurm job %s", self.target["job_id"])
+        go_on_closing(cluster, str(PurePosixPath(directory).parent))
 
     async def stop(self, patience: float = CANCEL_SECONDS) -> None:
         """End the job, and a cluster of our own with it; going on with that when ``patience`` seconds are over."""

@@ -10,7 +10,7 @@ from llm_bridge.slurm.states import Phase, State, state_of
 
 SQUEUE_FORMAT = (
     "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|,"
-    "SubmitTime:|,StartTime:|,EndTime:|,RestartCnt:|,WorkDir:|"
+    "SubmitTime:|,StartTime:|,EndTime:|,RestartCnt:|,WorkDir:|,PendingTime:|"
 )
 SACCT_FIELDS = "JobIDRaw,State,Reason,NodeList,ExitCode,Submit,Start,End,WorkDir"
 
@@ -21,6 +21,7 @@ class JobInfo:
 
     :param directory: where it runs: its attempt's. A slurmctld that crashed may have lost a job and given its id to
         another; that one runs elsewhere.
+    :param waited: seconds in the queue so far, or until it started, by slurmctld's own clock; 0 where unknown.
     """
 
     job_id: str
@@ -34,6 +35,7 @@ class JobInfo:
     ended: float = 0
     restarts: int = 0
     directory: str = ""
+    waited: float = 0
 
     def is_of(self, directory: str) -> bool:
         """Whether this is the job of the attempt in ``directory``."""
@@ -68,6 +70,7 @@ def from_squeue(row: str) -> tuple[str, JobInfo]:
     return job_id, JobInfo(
         job_id, state, "" if reason == "None" else reason, nodes, exit_code, signal,
         _epoch(submitted), _epoch(started), _epoch(ended), _int(restarts), "".join(more[:1]),
+        _int("".join(more[1:2])),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator, model_validator
 
+from llm_bridge.config.hang import Hang
 from llm_bridge.config.values import AbsolutePath, Count, Memory, SlurmWord, Strict, TimeLimit
 from llm_bridge.slurm.fingerprint import Result
 
@@ -82,6 +83,8 @@ class SlurmJob(Strict):
     secrets: dict[SlurmWord, str] = {}
     # What the stage leaves behind; without it the job runs as often as it is asked for.
     result: Result | None = None
+    # When it counts as hung; without it, never.
+    hang: Hang | None = None
     # In place of a result of its own: the jobs whose results this one makes on its way, in order. The first is that of
     # the stage in `directory`; each other one has a folder in the attempt's, by the name of its template.
     makes: tuple[SlurmJob, ...] = ()

@@ -13,6 +13,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
 
 from llm_bridge.config.errors import ConfigError
+from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.load import check_model, load_cluster
 from llm_bridge.failures.decision import with_policy
 from llm_bridge.failures.errors import SlurmJobCannotSucceed, SlurmJobFailed
@@ -84,6 +85,9 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         this one has ended well (``afterok``), and Slurm drops it when it has not. An XCom ``then`` tells
         ``{"job_id", "directory"}``. Where Slurm refuses it the log says so, and this task goes on.
     :param deferrable: False waits in the worker instead of the triggerer.
+    :param hang_minutes: without output, while the job runs, after which it counts as hung; None for never, or for what
+        ``job`` says.
+    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` also ends the job.
     :returns: ``{"job_id", "cluster", "directory", "state", "queue_s", "run_s", "result"}``; ``result`` is what
         the job wrote to ``$ATTEMPT_DIR/result.json``, if anything.
     :raises ConfigError: a wrong value, or Slurm refuses the job; nothing was submitted, and no retry follows.
@@ -111,6 +115,8 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         then: SlurmJob | Callable[[Context], SlurmJob | None] | None = None,
         wait: bool = True,
         deferrable: bool = True,
+        hang_minutes: float | None = None,
+        on_hang: OnHang = "report",
         **kwargs: Any,
     ) -> None:
         super().__init__(**with_policy(kwargs))
@@ -125,6 +131,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
         self.then = then
         self.wait = wait
         self.deferrable = deferrable
+        self.hang = Hang.of(hang_minutes, on_hang)
 
     def execute(self, context: Context) -> Any:
         job = self.describe(context)
@@ -148,6 +155,7 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
             directory=attempt.directory,
             ready_file=job.ready_file or self.ready_file,
             deadline=self._deadline(),
+            hang=hang.model_dump() if (hang := self.hang or job.hang) else None,
         )
         # A job that is over needs no trigger: read what it left and return.
         over = info is not None and info.phase is Phase.ENDED

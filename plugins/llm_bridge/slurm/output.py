@@ -45,6 +45,8 @@ class Output:
 
     def __init__(self, trigger: BaseTrigger, path: str) -> None:
         self.last: list[str] = []
+        # The newest step of a training, as a sentence.
+        self.step = ""
         self._log = trigger.log
         self._ti: Any = getattr(trigger, "task_instance", None)
         self._path = path
@@ -110,6 +112,7 @@ class Output:
                 self._log.info(line, loc=f"{self._name}:{self._end}")
             self.last = [*self.last[1 - LAST_LINES :], line]
             if step := self._progress.read(line):
+                self.step = step
                 self._log.info("[progress] %s", step)
 
     async def written(self) -> None:

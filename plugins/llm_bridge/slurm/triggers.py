@@ -13,9 +13,12 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from llm_bridge.config.hang import Hang
 from llm_bridge.config.load import load_cluster
 from llm_bridge.slurm.cancel import CANCEL_SECONDS, go_on, patiently, to_the_end, until_closed
+from llm_bridge.slurm.hang import Followed, HangWatch, notice_of
 from llm_bridge.slurm.output import Output
+from llm_bridge.slurm.queued import QueueWatch
 from llm_bridge.slurm.watcher import Update, watcher_for
 from llm_bridge.transport import connect
 
@@ -40,6 +43,7 @@ class SlurmJobTrigger(BaseTrigger):
     :param ready_file: fire as soon as this JSON file is there, while the job goes on (a Ray cluster).
     :param deadline: epoch seconds; None for no limit.
     :param cancel_on_kill: False for a sensor, which watches a job that belongs to another task.
+    :param hang: :class:`~llm_bridge.config.hang.Hang` as a dict: when the job counts as hung; None for never.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class SlurmJobTrigger(BaseTrigger):
         ready_file: str | None = None,
         deadline: float | None = None,
         cancel_on_kill: bool = True,
+        hang: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.cluster = cluster
@@ -58,6 +63,7 @@ class SlurmJobTrigger(BaseTrigger):
         self.ready_file = ready_file
         self.deadline = deadline
         self.cancel_on_kill = cancel_on_kill
+        self.hang = hang
         self._said = ""
         self._output: Output | None = None
 
@@ -71,6 +77,7 @@ class SlurmJobTrigger(BaseTrigger):
                 "ready_file": self.ready_file,
                 "deadline": self.deadline,
                 "cancel_on_kill": self.cancel_on_kill,
+                "hang": self.hang,
             },
         )
 
@@ -91,22 +98,29 @@ class SlurmJobTrigger(BaseTrigger):
         found: dict[str, Any] = {}
         output = self._output = Output(self, f"{self.directory}/output.log")
         cluster = await asyncio.to_thread(load_cluster, self.cluster)
+        name = f"Slurm job {self.job_id}"
+        job = Followed.by(self, output, self.cluster, self.job_id, self.directory, name)
+        watched = HangWatch(Hang(**self.hang) if self.hang else None, job, lambda: self._cancel(None))
         following = watcher_for(cluster).follow(
             self.job_id,
             self.directory,
             (self.ready_file,) if self.ready_file else (),
             note=output.note,
             resume=output.resume,
+            pulse=watched.look,
         )
-        async with aclosing(following) as updates:
+        async with aclosing(following) as updates, watched, QueueWatch(job) as queued:
             async for update in updates:
                 output.show(update)
                 self._tell(update)
+                if update.info:
+                    watched.state(update.info)
+                    await queued.state(update.info)
                 found |= {name: content for name, content in update.files.items() if content is not None}
                 ready = bool(self.ready_file and self.ready_file in found)
                 if ready or update.ended:
                     await output.written()
-                    return self._payload(update, found, output.last, ready=ready)
+                    return self._payload(update, found, output.last, ready=ready, hang=watched.found)
         raise AssertionError("the watcher ended without a last update")
 
     def _tell(self, update: Update) -> None:
@@ -121,7 +135,7 @@ class SlurmJobTrigger(BaseTrigger):
             self._said = sentence
 
     def _payload(
-        self, update: Update, found: dict[str, Any], last_lines: list[str], *, ready: bool
+        self, update: Update, found: dict[str, Any], last_lines: list[str], *, ready: bool, hang: Any
     ) -> dict[str, Any]:
         return {
             "job_id": self.job_id,
@@ -130,10 +144,11 @@ class SlurmJobTrigger(BaseTrigger):
             "ready": ready,
             "ready_file": self.ready_file,
             "info": update.info.as_dict() if update.info else None,
-            "notice": update.notice,
+            "notice": notice_of(hang) or update.notice,
             "result": found.get(self.ready_file or "") if ready else found.get("result.json"),
             "reason": found.get("reason.json"),
             "last_lines": last_lines,
+            "hang": hang,
         }
 
     async def _too_late(self) -> dict[str, Any]:

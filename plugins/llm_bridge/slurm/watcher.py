@@ -49,6 +49,7 @@ MOST_RELEASES = 5
 RESERVE = 5
 
 Resume = Callable[[dict[str, Any] | None], Awaitable[int]]
+Pulse = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class _Watched:
     note: dict[str, Any] | None
     # What runs inside a Slurm job (a Ray job) ends by its own outcome file, or when somebody knows that it has ended.
     part: asyncio.Event | None = None
+    pulse: Pulse | None = None
     queue: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     # Where to read on; None while the output is not wanted, or not yet.
     offset: int | None = None
@@ -127,6 +129,8 @@ class _Watched:
         elif time.monotonic() - self.taken_since > RECLAIM_SECONDS:
             self.claimed, self.offset, self.taken_since = False, None, None
         data = base64.b64decode(seen["log"])
+        if self.pulse and seen["size"] is not None:
+            self.pulse(seen["size"])
         if self.offset is not None and (data or seen["skipped"]):
             self.offset = seen["offset"] + len(data)
             self.flood.took(len(data))
@@ -154,6 +158,7 @@ class Watcher:
         note: dict[str, Any] | None = None,
         resume: Resume | None = None,
         part: asyncio.Event | None = None,
+        pulse: Pulse | None = None,
     ) -> AsyncGenerator[Update]:
         """Updates of one job until it has ended; the last one has ``ended`` set.
 
@@ -167,8 +172,10 @@ class Watcher:
         :param resume: called with the note of the follower before this one, if any; the byte to go on from.
         :param part: ``directory`` is of something that runs inside the Slurm job and ends by itself: with its outcome
             file, or when this event is set.
+        :param pulse: called with the output's size in bytes after each look at it. Not called while the login node is
+            away, or while another follower has this one's place.
         """
-        job = _Watched(job_id, directory, (*files, "outcome.json"), note, part)
+        job = _Watched(job_id, directory, (*files, "outcome.json"), note, part, pulse)
         if output and note is None:
             job.offset = 0
         self._jobs.add(job)

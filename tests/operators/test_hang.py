@@ -1,0 +1,190 @@
+"""Jobs that hang, that only seem to, and that wait too long, on a real Slurm cluster; told to a web server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.slurm.operators import SlurmSubmitOperator
+from llm_bridge.slurm.triggers import SlurmJobTrigger
+
+# The job stops itself as SIGSTOP from outside would stop it, and nothing of it goes on.
+# scancel wakes it first (SIGCONT): it must not come to a good end then.
+HANGS = "#!/bin/bash\necho step one\nkill -STOP $$\nsleep 600\n"
+# The same in Python, where a stack says where.
+HANGS_IN_PYTHON = (
+    "#!/bin/bash\necho step one\nexec python3 -c 'import os, signal\n"
+    "def stuck(): os.kill(os.getpid(), signal.SIGSTOP)\nstuck()'\n"
+)
+LIMIT = 0.1  # minutes
+
+
+@pytest.fixture
+def told(include: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What a web server on loopback got of alerts."""
+    got: list[dict[str, Any]] = []
+
+    class Keep(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Keep)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AIRFLOW_CONN_HOOK", f"http://127.0.0.1:{server.server_port}")
+    file = include / "alerts.yaml"
+    before = file.read_text()
+    file.write_text(yaml.safe_dump({"http": {"conn_id": "hook"}, "queued_after_hours": 4 / 3600}))
+    yield got
+    file.write_text(before)
+    server.shutdown()
+
+
+def submit(task: Any, script: str, **more: Any) -> SlurmJobTrigger:
+    """Submit ``script``; the trigger that its task deferred to, as a triggerer would have it."""
+    operator = SlurmSubmitOperator(task_id="t", cluster="test", script=script, **more)
+    trigger: SlurmJobTrigger = task.start(operator)
+    return trigger
+
+
+async def until(found: Callable[[], Any], seconds: float = 60) -> Any:
+    """What ``found`` gives once it gives something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"nothing within {seconds} s")
+
+
+async def followed(trigger: SlurmJobTrigger, found: Callable[[], Any], seconds: float = 60) -> Any:
+    """Follow the job until ``found`` gives something; the job goes on."""
+    following = asyncio.create_task(trigger.outcome())
+    try:
+        return await until(found, seconds)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def scancel(slurm: Any, trigger: SlurmJobTrigger) -> None:
+    slurm.run("login", ["scancel", "--signal=KILL", "--full", trigger.job_id], user="svc")
+    slurm.run("login", ["scancel", trigger.job_id], user="svc")
+
+
+def test_a_stopped_job_is_told_with_last_line_node_and_what_its_processes_do_once_an_attempt(
+    slurm: Any, task: Any, told: Any, logged: Callable[[], list[str]]
+) -> None:
+    trigger = submit(task, HANGS_IN_PYTHON, hang_minutes=LIMIT)
+    mark = ["cat", f"{trigger.directory}/told-hang.json"]
+    try:
+        asyncio.run(followed(trigger, lambda: slurm.run("login", mark, user="svc").returncode == 0))
+        said = told[0]
+        assert said["occasion"] == "hang" and "has been silent for" in said["title"]
+        assert said["facts"]["Last line"] == "step one" and said["facts"]["Node"].startswith("n")
+        assert "nothing is done" in said["facts"]["Next"]
+        assert said["links"]["On the cluster"] == trigger.directory
+        assert any("T (stopped)" in line for line in said["lines"]), said["lines"]
+        assert any("stuck" in line for line in said["lines"]), said["lines"]
+        # A triggerer that takes the waiting over finds that it has been told.
+        logged()
+        heir = SlurmJobTrigger(**trigger.serialize()[1])
+        asyncio.run(followed(heir, lambda: [line for line in logged() if "has been silent" in line], 40))
+        time.sleep(2)
+        assert len(told) == 1
+    finally:
+        scancel(slurm, trigger)
+
+
+def test_a_hang_that_is_to_be_retried_ends_the_job_and_the_next_try_submits_another(
+    task: Any, told: Any
+) -> None:
+    operator = SlurmSubmitOperator(
+        task_id="t", cluster="test", script=HANGS, hang_minutes=LIMIT, on_hang="retry"
+    )
+    with pytest.raises(SlurmJobFailed) as failed:
+        task.run(operator)
+    hang = failed.value.event["hang"]
+    assert (
+        hang["ended"]
+        and hang["limit_minutes"] == LIMIT
+        and failed.value.event["info"]["state"] == "CANCELLED"
+    )
+    assert failed.value.event["notice"].startswith("hang: no output")
+    assert "It hung: no output and no new step" in str(failed.value)
+    assert [said["occasion"] for said in told] == ["hang"] and "next try" in told[0]["facts"]["Next"]
+    first = task.xcoms["slurm_job"]["job_id"]
+    task.retry()
+    again = SlurmSubmitOperator(task_id="t", cluster="test", script="#!/bin/bash\necho well\n")
+    assert task.run(again)["job_id"] != first
+
+
+def test_a_job_that_is_silent_within_its_limit_is_not_called_hung(task: Any, told: Any) -> None:
+    script = "#!/bin/bash\nfor i in 1 2 3 4 5; do printf .; sleep 3; done\n"
+    found = task.run(SlurmSubmitOperator(task_id="t", cluster="test", script=script, hang_minutes=LIMIT))
+    assert found["state"] == "COMPLETED" and told == []
+
+
+def test_a_job_whose_login_node_is_away_is_not_called_hung(slurm: Any, task: Any, told: Any) -> None:
+    """It is silent for longer than its limit, but most of that time nobody could have seen it speak."""
+    script = "#!/bin/bash\necho one\nsleep 30\necho two\n"
+    trigger = submit(task, script, hang_minutes=0.4)
+
+    async def scene() -> Any:
+        following = asyncio.create_task(trigger.outcome())
+        await until(lambda: state(slurm, trigger) == "RUNNING")
+        await asyncio.sleep(2)
+        await asyncio.to_thread(slurm.run, "login", ["pkill", "-KILL", "sshd"])
+        await asyncio.sleep(20)
+        await asyncio.to_thread(slurm.start, "sshd")
+        return await following
+
+    event = asyncio.run(scene())
+    assert event["info"]["state"] == "COMPLETED" and event["hang"] is None and told == []
+
+
+def test_a_job_that_waits_or_is_suspended_is_not_called_hung_but_the_waiting_is_told_once(
+    slurm: Any, task: Any, told: Any
+) -> None:
+    trigger = submit(task, "#!/bin/bash\nsleep 600\n", hang_minutes=LIMIT, sbatch={"options": {"hold": None}})
+    try:
+
+        async def scene() -> None:
+            following = asyncio.create_task(trigger.outcome())
+            said = await until(lambda: told and told[0])
+            assert said["occasion"] == "queued"
+            assert said["facts"]["Slurm's reason"] == "JobHeldUser"
+            assert said["facts"]["Expected start"] == "Slurm does not know"
+            await asyncio.sleep(8)
+            slurm.run("login", ["scontrol", "release", trigger.job_id], user="svc")
+            await until(lambda: state(slurm, trigger) == "RUNNING")
+            slurm.run("ctl", ["scontrol", "suspend", trigger.job_id])
+            await until(lambda: state(slurm, trigger) == "SUSPENDED")
+            await asyncio.sleep(12)
+            assert len(told) == 1
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+        asyncio.run(scene())
+    finally:
+        slurm.run("ctl", ["scontrol", "resume", trigger.job_id])
+        scancel(slurm, trigger)
+
+
+def state(slurm: Any, trigger: SlurmJobTrigger) -> str:
+    ask = ["squeue", "-h", "-t", "all", "-o", "%T", "-j", trigger.job_id]
+    return str(slurm.run("login", ask, user="svc").stdout.strip())
