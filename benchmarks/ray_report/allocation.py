@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.ray_report.support import Row, Section
 from rich.console import Console
 
+from benchmarks.ray_report.support import Row, Section
 from demo.run import bring_up
 from demo.services import CLUSTER, DAG, RECIPE, RUN_PREFIX, Demo
 from llm_bridge.config.recipe import Allocation

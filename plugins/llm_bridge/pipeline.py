@@ -17,7 +17,8 @@ from llm_bridge.hub.operators import HubUploadOperator
 from llm_bridge.plan import Plan
 from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.ray.sensors import AGAIN, RayJobSensor
-from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
+from llm_bridge.slurm.operators import SlurmSubmitOperator
+from llm_bridge.slurm.teardown import SlurmCancelOperator
 from llm_bridge.summary import SummaryOperator
 
 if TYPE_CHECKING:

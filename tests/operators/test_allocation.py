@@ -18,7 +18,8 @@ from llm_bridge import stages
 from llm_bridge.failures.errors import SlurmJobFailed
 from llm_bridge.plan import Plan, make_plan
 from llm_bridge.ray.operators import RayClusterOperator
-from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
+from llm_bridge.slurm.operators import SlurmSubmitOperator
+from llm_bridge.slurm.teardown import SlurmCancelOperator
 
 # Reads and leaves what the real one does; fails, or waits, as long as the file that its test made is there.
 STAND_IN = """

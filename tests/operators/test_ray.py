@@ -21,7 +21,7 @@ from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.ray.sensors import RayJobSensor
 from llm_bridge.ray.triggers import RayJobTrigger
 from llm_bridge.slurm.job import Resources, SlurmJob
-from llm_bridge.slurm.operators import SlurmCancelOperator
+from llm_bridge.slurm.teardown import SlurmCancelOperator
 
 SETTINGS = {
     "nodes": 2,

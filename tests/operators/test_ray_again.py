@@ -18,7 +18,7 @@ from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.ray.sensors import RayJobSensor
 from llm_bridge.slurm.cancel import cancel_and_wait
 from llm_bridge.slurm.job import Resources, SlurmJob
-from llm_bridge.slurm.operators import SlurmCancelOperator
+from llm_bridge.slurm.teardown import SlurmCancelOperator
 
 SETTINGS = {
     "nodes": 1,

@@ -13,8 +13,9 @@ from llm_bridge.config.errors import ConfigError
 from llm_bridge.failures.errors import SlurmJobFailed
 from llm_bridge.slurm.away import ClusterReachableTrigger
 from llm_bridge.slurm.client import SlurmClient
-from llm_bridge.slurm.operators import SlurmCancelOperator, SlurmSubmitOperator
+from llm_bridge.slurm.operators import SlurmSubmitOperator
 from llm_bridge.slurm.sensors import SlurmJobSensor
+from llm_bridge.slurm.teardown import SlurmCancelOperator
 
 
 def submit(script: str, task_id: str = "t", **options: Any) -> SlurmSubmitOperator:
