@@ -55,6 +55,7 @@ test: lint ## lint and all tests, on real local clusters; the end-to-end tests r
 	@mkdir -p build
 	@$(PYTHON) -m pytest tests/e2e >build/e2e-tests.log 2>&1 & e2e=$$!; \
 	$(PYTHON) -m pytest --ignore=tests/e2e --ignore=tests/chaos; others=$$?; \
+	CHAOS_SHORT=1 $(PYTHON) -m pytest tests/chaos; chaos=$$?; \
 	wait $$e2e; e2e=$$?; \
 	cat build/e2e-tests.log; \
-	exit $$((others ? others : e2e))
+	exit $$((others ? others : chaos ? chaos : e2e))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.stack import Stack
 
-# CHAOS_SHORT=1 leaves the long ones out; `make test` runs none of these yet.
+# CHAOS_SHORT=1 leaves the long ones out: so `make test` runs them.
 SHORT = os.environ.get("CHAOS_SHORT") == "1"
 
 
