@@ -41,7 +41,10 @@ if os.environ.get("SLURM_NODEID", "0") == "0":
 GUARD = """
 import json, os, time
 with open(os.path.join(os.environ["ATTEMPT_DIR"], "cluster.json.tmp"), "w") as file:
-    json.dump({"dashboard": "none", "job_id": os.environ["SLURM_JOB_ID"]}, file)
+    now = time.time()
+    phases = dict.fromkeys(["allocated", "environment", "head_up", "workers_joined", "verified"], now)
+    address = "http://127.0.0.1:8265"
+    json.dump({"dashboard": address, "job_id": os.environ["SLURM_JOB_ID"], "phases": phases}, file)
 os.rename(file.name, file.name[:-4])
 time.sleep(600)
 """
