@@ -123,7 +123,7 @@ class Guard:
                 self._phase("workers_joined", f"all {len(self.nodes)} nodes joined")
                 return {row["node_name"]: row["node_ip"] for row in rows}
             reports = self.reports.read()
-            self._end_if(ray_health.failed(reports) or ray_health.dead(rows, self.nodes))
+            self._end_if(ray_health.failed(reports, "not_started") or ray_health.dead(rows, self.nodes))
             if self.step.poll() is not None:
                 raise Ending(ray_health.step_ended(self.step.returncode, reports))
             if time.monotonic() > deadline:

@@ -55,15 +55,18 @@ def _alive(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["state"] == "ALIVE"]
 
 
-def failed(reports: dict[str, dict]) -> Verdict | None:
-    """Nodes that say themselves that Ray could not start or has ended; the first one to say so comes first."""
+def failed(reports: dict[str, dict], kind: str = "node_failed") -> Verdict | None:
+    """Nodes that say themselves that Ray could not start or has ended; the first one to say so comes first.
+
+    Where several say the very same it is not a node that is broken: none is blamed.
+    """
     bad = [node for node, report in reports.items() if report["state"] == "failed"]
     if not bad:
         return None
     bad.sort(key=lambda node: reports[node]["at"])
-    return Verdict(
-        "node_failed", "; ".join(f"{node}: {reports[node]['message']}" for node in bad), tuple(bad)
-    )
+    same = len(bad) > 1 and len({reports[node]["message"] for node in bad}) == 1
+    told = "; ".join(f"{node}: {reports[node]['message']}" for node in bad)
+    return Verdict(kind, told, () if same else tuple(bad))
 
 
 def step_ended(code: int, reports: dict[str, dict]) -> Verdict:

@@ -46,7 +46,8 @@ STATES = {
 # What the Ray cluster's guard says (include/jobs/ray_health.py): up to "ready", and afterwards.
 GUARD = {
     **dict.fromkeys(
-        ("not_ready", "cannot_start", "test_failed", "wrong_node", "internal_error"), "ray_bring_up"
+        ("not_ready", "not_started", "cannot_start", "test_failed", "wrong_node", "internal_error"),
+        "ray_bring_up",
     ),
     **dict.fromkeys(("worker_dead", "gcs_dead", "node_failed", "step_ended"), "node_failure"),
     "wrong_size": "bad_config",
