@@ -159,8 +159,10 @@ class SshTransport:
         async with self._channels:
             connection = await self._connected()
             try:
-                done = await _run(connection, shlex.join(argv), input=stdin, encoding=None, timeout=timeout)
-            except asyncssh.TimeoutError:
+                # asyncssh's own timeout is asyncio.wait_for, which in Python 3.11 can swallow a cancellation.
+                async with asyncio.timeout(timeout):
+                    done = await _run(connection, shlex.join(argv), input=stdin, encoding=None)
+            except TimeoutError:
                 raise LoginNodeUnreachable(
                     f"`{argv[0]}` gave no answer within {timeout:.0f} s on the login node of {self.conn_id!r}"
                 ) from None
@@ -245,7 +247,8 @@ class LocalTransport:
         except OSError as error:
             return Completed(127, "", f"{argv[0]}: {error}")
         try:
-            out, err = await asyncio.wait_for(process.communicate(stdin), timeout)
+            async with asyncio.timeout(timeout):
+                out, err = await process.communicate(stdin)
         except TimeoutError:
             process.kill()
             await process.wait()

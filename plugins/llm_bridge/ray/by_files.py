@@ -93,9 +93,12 @@ class ByFiles:
             await asyncio.wait({ray}, timeout=SAME_END_SECONDS)
             return {**self._found("FAILED", files), **(ray.result() if ray.done() else {})}
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Again and again: a library below may swallow a cancellation, and the task would ask Ray for ever.
+            while pending := {task for task in tasks if not task.done()}:
+                for task in pending:
+                    task.cancel()
+                await asyncio.wait(pending, timeout=1)
+            await asyncio.gather(*tasks, return_exceptions=True)  # so that none of their errors is "never retrieved"
 
     def _found(self, status: str, files: dict[str, Any], **found: Any) -> dict[str, Any]:
         own = {name: files.get(f"{name}.json") for name in ("outcome", "result", "reason")}
