@@ -89,9 +89,14 @@ def _write_munge_key(folder: Path) -> None:
     if not key.exists():
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-    for path in (folder, key):
+    own_munge_key(key)
+
+
+def own_munge_key(key: Path) -> None:
+    """Make a key and its folder munge's own: munged refuses a key that others can read. Root only."""
+    for path in (key.parent, key):
         shutil.chown(path, "munge", "munge")
-    folder.chmod(0o700)
+    key.parent.chmod(0o700)
 
 
 def _write_ssh(settings: Settings) -> None:
