@@ -84,7 +84,15 @@ def check_model(outcome: Outcome) -> None:
     target = FOLDER / "model"
     shutil.rmtree(target, ignore_errors=True)
     variables = {"HF_ENDPOINT": HUB, "HF_HOME": str(FOLDER / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    argv = [sys.executable, "-m", "demo.hub_client", "verify", model["repo_id"], model["revision"], str(target)]
+    argv = [
+        sys.executable,
+        "-m",
+        "demo.hub_client",
+        "verify",
+        model["repo_id"],
+        model["revision"],
+        str(target),
+    ]
     done = subprocess.run(argv, env={**os.environ, **variables}, capture_output=True, text=True)
     if done.returncode:
         end = "\n  ".join(done.stderr.strip().splitlines()[-6:])

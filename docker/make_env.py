@@ -1,8 +1,9 @@
 """Make .env for docker-compose.yaml: the settings of .env.example, with keys and passwords that nobody else has.
 
-    python3 docker/make_env.py            .env and secrets/ in the top folder; what is there stays, what is missing is added
+    python3 docker/make_env.py            .env and secrets/ in the top folder
     python3 docker/make_env.py --set EXECUTOR=CeleryExecutor --set COMPOSE_PROFILES=demo,celery
 
+What is there already stays as it is, and what is missing is added: run it again after an upgrade.
 Needs Python 3.9 and ssh-keygen, and no packages.
 """
 
@@ -88,7 +89,9 @@ def read(path: Path) -> dict[str, str]:
 def quoted(value: str) -> str:
     """As docker compose reads it back unchanged."""
     if "'" in value or "\n" in value:
-        raise EnvError(f"a value with a quote or a line break cannot be written to an env file: {value[:20]}...")
+        raise EnvError(
+            f"a value with a quote or a line break cannot be written to an env file: {value[:20]}..."
+        )
     return f"'{value}'" if re.search(r"[^\w@%+=:,./-]", value) else value
 
 
@@ -134,7 +137,9 @@ def make_ssh(values: dict[str, str], base: Path) -> None:
 def new_key(path: Path, comment: str) -> None:
     """A key pair without a passphrase: Airflow has nobody to ask for one."""
     if not shutil.which("ssh-keygen"):
-        raise EnvError("there is no ssh-keygen on this machine: install OpenSSH's client (Debian: openssh-client)")
+        raise EnvError(
+            "there is no ssh-keygen on this machine: install OpenSSH's client (Debian: openssh-client)"
+        )
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
@@ -152,9 +157,13 @@ def write_private(path: Path, text: str) -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--file", type=Path, default=ROOT / ".env", help="where to write (default: .env)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of .env.example")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of .env.example"
+    )
     given = parser.parse_args()
     try:
         known = read(given.file)

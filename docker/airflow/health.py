@@ -24,9 +24,7 @@ BROKER = ["redis", "", "redis_password", "redis:6379/0"]
 
 def secret_url(arguments: list[str]) -> str:
     """As `url` prints it."""
-    return subprocess.run(
-        [HERE / "url", *arguments], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    return subprocess.run([HERE / "url", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def api_server() -> str | None:

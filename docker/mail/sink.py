@@ -1,7 +1,7 @@
 """The demo's mailbox: takes every mail on port 8026 and shows them on port 8025, newest first. Nothing leaves it.
 
-    sink.py             serve; mails are kept as files in /var/lib/llm-bridge/mail
-    sink.py healthy     does it answer?
+sink.py             serve; mails are kept as files in /var/lib/llm-bridge/mail
+sink.py healthy     does it answer?
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ from typing import Any
 MAIL_PORT, WEB_PORT = 8026, 8025
 FOLDER = Path("/var/lib/llm-bridge/mail")
 SHOWN = 100
-PAGE = """<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>Mailbox</title>
-<style>body{{font:15px sans-serif;max-width:60em;margin:2em auto}}pre{{white-space:pre-wrap;background:#f4f4f4;padding:1em}}
-small{{color:#666}}</style><h1>Mailbox</h1>{mails}"""
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="5">
+<title>Mailbox</title>
+<style>
+body {{ font: 15px sans-serif; max-width: 60em; margin: 2em auto }}
+pre {{ white-space: pre-wrap; background: #f4f4f4; padding: 1em }}
+small {{ color: #666 }}
+</style>
+<h1>Mailbox</h1>
+{mails}
+"""
 
 
 class Keeper:

@@ -106,7 +106,9 @@ def test_containers_run_the_same_role_scripts_and_render_the_same_templates():
     assert 'exec "local_cluster/roles/$role"' in start
     prepare = text("docker/cluster/prepare.py")
     assert "from local_cluster.render import" in prepare and "render_slurm(" in prepare
-    for role in {service["command"][0] for service in services().values() if "llm-bridge-cluster" in service["image"]}:
+    for role in {
+        service["command"][0] for service in services().values() if "llm-bridge-cluster" in service["image"]
+    }:
         assert role == "hub" or os.access(ROOT / "local_cluster" / "roles" / role, os.X_OK)
     for program in ("slurmctld -D", "slurmd -D", "munged --foreground", "sshd_config <<"):
         for file in (ROOT / "docker").rglob("*"):
@@ -210,7 +212,9 @@ def test_demo_connections_are_those_that_its_files_name(tmp_path: Path):
     alerts = check_model(Alerts, yaml.safe_load(text("docker/mail/alerts.yaml")), "docker/mail/alerts.yaml")
     assert alerts.email is not None
     assert set(connections) == {cluster["ssh_conn_id"], cluster["hub"]["conn_id"], alerts.email.conn_id}
-    assert {connections[cluster["ssh_conn_id"]]["host"], connections[alerts.email.conn_id]["host"]} <= set(services())
+    assert {connections[cluster["ssh_conn_id"]]["host"], connections[alerts.email.conn_id]["host"]} <= set(
+        services()
+    )
     assert connections[cluster["ssh_conn_id"]]["login"] in USERS
 
 
