@@ -6,10 +6,10 @@ PYTHON := $(HOME_DIR)/airflow-env/bin/python
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up status down clean test chaos lint format
+.PHONY: help setup demo up status down clean test chaos lint format compose-env compose-verify
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup: ## install what is missing: Debian packages (as root), two Python environments
 	@./setup.sh
@@ -37,6 +37,12 @@ lint: setup ## ruff and mypy
 
 chaos: setup ## break everything around running jobs (CHAOS_FAULTS=200, CHAOS_SEED=n, CHAOS_SHORT=1)
 	@$(PYTHON) -m pytest tests/chaos
+
+compose-env: ## make .env for docker compose, with keys and passwords of its own; what is there stays
+	@python3 docker/make_env.py
+
+compose-verify: setup ## build and start the containers, train the demo's model in them, twice (VERIFY=--keep)
+	@$(PYTHON) -m benchmarks.compose_verify $(VERIFY)
 
 format: setup ## let ruff put the sources in shape
 	@$(PYTHON) -m ruff check --fix .

@@ -12,7 +12,6 @@ import html
 import sys
 import time
 import urllib.request
-from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ class Keeper:
 def shown(file: Path) -> str:
     """One mail as HTML. Its own HTML is shown as text: a mailbox must not run what others have written."""
     parser = email.parser.BytesParser(policy=email.policy.default)
-    message: EmailMessage = parser.parsebytes(file.read_bytes())  # type: ignore[assignment]
+    message = parser.parsebytes(file.read_bytes())
     body = message.get_body(("plain", "html"))
     text = body.get_content() if body else ""
     head = f"from {message['from']} to {message['to']}, {message['date']}"
