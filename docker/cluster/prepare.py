@@ -2,7 +2,7 @@
 
     prepare.py controller | login | node
 
-Settings come from the environment (NODES, GPUS), secrets from /run/secrets.
+Settings come from the environment (NODES, GPUS, CLUSTER_NET), secrets from /run/secrets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from local_cluster import accounts
-from local_cluster.render import PACKAGE, own_munge_key, render_slurm
+from local_cluster.render import NO_NAME_SERVER, PACKAGE, own_munge_key, render_slurm
 from local_cluster.settings import Settings
 
 SECRETS = Path("/run/secrets")
@@ -23,6 +23,20 @@ SECRETS = Path("/run/secrets")
 def settings() -> Settings:
     """The cluster, with the paths and names that it has on a machine without containers."""
     return Settings(nodes=int(os.environ["NODES"]), gpus_per_node=int(os.environ["GPUS"]))
+
+
+def names() -> None:
+    """Names are those of /etc/hosts, as on hosts without containers, and mean addresses of the cluster's network.
+
+    Docker's name server has nobody to ask on a network without a way out: each name that it does not know would take
+    it 10 s and more. And the login node has an address outside, which Slurm could not resolve.
+    """
+    file = Path("/etc/hosts")
+    ours = (f"{os.environ['CLUSTER_NET']}.", "127.", "::1")
+    lines = [line for line in file.read_text().splitlines() if line.startswith(ours)]
+    # In place: both are mounted by Docker.
+    file.write_text("\n".join(dict.fromkeys(lines)) + "\n")
+    Path("/etc/resolv.conf").write_text(NO_NAME_SERVER)
 
 
 def slurm(cluster: Settings) -> None:
@@ -68,6 +82,7 @@ def sshd() -> None:
 def main() -> None:
     """All that the role needs."""
     cluster = settings()
+    names()
     slurm(cluster)
     shared_folder(cluster)
     if sys.argv[1] == "login":
