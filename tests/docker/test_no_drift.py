@@ -23,6 +23,7 @@ from local_cluster.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = {name: ROOT / "docker" / name / "Dockerfile" for name in ("airflow", "cluster", "stores")}
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
+MAY_BE_EMPTY = {"COMPOSE_PROFILES", "LLM_BRIDGE_TORCH_INDEX"}
 SETTING = re.compile(r"^([A-Z_]+)=(.*)$", re.MULTILINE)
 
 
@@ -167,7 +168,7 @@ def test_every_variable_of_the_compose_file_is_explained_with_the_same_default()
 
 
 def test_no_secret_has_a_default():
-    made = {name for name, value in SETTING.findall(text(".env.example")) if not value} - {"COMPOSE_PROFILES"}
+    made = {name for name, value in SETTING.findall(text(".env.example")) if not value} - MAY_BE_EMPTY
     secrets = set(re.findall(r"\{environment: ([A-Z_]+)\}", text("docker-compose.yaml")))
     assert secrets <= made
     for name, kind, _ in VARIABLE.findall(text("docker-compose.yaml")):
@@ -186,7 +187,7 @@ def make_env(folder: Path, *more: str) -> dict[str, str]:
 
 def test_made_settings_are_complete_private_and_kept(tmp_path: Path):
     first = make_env(tmp_path)
-    assert {name for name, value in first.items() if not value} == {"COMPOSE_PROFILES"}
+    assert {name for name, value in first.items() if not value} == MAY_BE_EMPTY
     for name in (".env", "ssh/id_svc", "host_key"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600, name
     key = (tmp_path / "ssh" / "id_svc").read_bytes()
