@@ -61,12 +61,11 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
         found["jobs"] = stack.jobs()
         found["submitted_twice"] = stack.submitted_twice()
         found["privileged"] = stack.privileged()
-        found["mailbox"] = stack.mailbox_answers()
+        found["mail_of_failure_s"] = stack.mail_of_failure()
         found["ok"] = (
             bool(run["model"]["verified"])
             and not found["submitted_twice"]
             and not found["privileged"]
-            and found["mailbox"]
             and (not faults or len(faults.done) == 2)
         )
         say(

@@ -17,11 +17,12 @@ import httpx
 from benchmarks.compose_verify.command import VerifyError, logged, output
 from demo.airflow import free_port
 from demo.airflow_api import AirflowApi
+from demo.services import CLUSTER, DAG, RECIPE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "llm-bridge-verify"
 IMAGES = {"airflow": "migrate", "cluster": "ctl", "stores": "database"}
-BUILD_SECONDS, UP_SECONDS, RUN_SECONDS = 3600, 900, 2400
+BUILD_SECONDS, UP_SECONDS, RUN_SECONDS, MAIL_SECONDS = 3600, 900, 2400, 120
 
 
 class Stack:
@@ -139,10 +140,21 @@ class Stack:
         counted = Counter(job["JobName"] for job in self.jobs())
         return sorted(name for name, count in counted.items() if count > 1 or not name.endswith("-1"))
 
-    def mailbox_answers(self) -> bool:
-        """Whether the mailbox's page is there."""
-        answer = httpx.get(f"http://127.0.0.1:{self.ports['MAIL_PORT']}/", trust_env=False)
-        return answer.is_success and "Mailbox" in answer.text
+    def mail_of_failure(self) -> float:
+        """Start a run that `check` has to refuse; returns the seconds until the mailbox shows an alert about it.
+
+        Raises:
+            VerifyError: there is none after two minutes.
+        """
+        begin, run = time.monotonic(), f"refused-{time.time():.0f}"
+        # More nodes than there are. No job is submitted.
+        self.api().trigger(DAG, {"recipe": RECIPE, "cluster": CLUSTER, "nodes": 99}, run)
+        page = f"http://127.0.0.1:{self.ports['MAIL_PORT']}/"
+        while run not in httpx.get(page, trust_env=False).text:
+            if time.monotonic() - begin > MAIL_SECONDS:
+                raise VerifyError(f"no mail about the failed run {run} at {page}")
+            time.sleep(1)
+        return round(time.monotonic() - begin, 1)
 
     def memory(self) -> dict[str, str]:
         """Container -> memory that it uses now."""

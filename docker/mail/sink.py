@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.parser
 import email.policy
 import html
+import re
 import sys
 import time
 import urllib.request
@@ -45,11 +46,13 @@ class Keeper:
 
 
 def shown(file: Path) -> str:
-    """One mail as HTML. Its own HTML is shown as text: a mailbox must not run what others have written."""
+    """One mail as HTML; of its own HTML only the words: a mailbox must not run what others have written."""
     parser = email.parser.BytesParser(policy=email.policy.default)
     message = parser.parsebytes(file.read_bytes())
     body = message.get_body(("plain", "html"))
     text = body.get_content() if body else ""
+    if body and body.get_content_type() == "text/html":
+        text = html.unescape(re.sub(r"<[^>]*>", "", text))
     head = f"from {message['from']} to {message['to']}, {message['date']}"
     return (
         f"<h3>{html.escape(str(message['subject']))}</h3><small>{html.escape(head)}</small>"
