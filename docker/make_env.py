@@ -77,44 +77,59 @@ def generators(known: dict[str, str]) -> dict[str, Callable[[], str]]:
     }
 
 
-def read(path: Path) -> dict[str, str]:
-    """The settings of an env file."""
+def settings(text: str) -> dict[str, str]:
+    """The settings in an env file's text."""
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        if match := SETTING.match(line):
-            found[match[1]] = match[2].strip("'")
+    for match in filter(None, map(SETTING.match, text.splitlines())):
+        value = match[2].strip()
+        found[match[1]] = value[1:-1] if value[:1] in ("'", '"') and value[-1] == value[0] else value
     return found
 
 
 def quoted(value: str) -> str:
     """As docker compose reads it back unchanged."""
     if "'" in value or "\n" in value:
-        raise EnvError(
-            f"a value with a quote or a line break cannot be written to an env file: {value[:20]}..."
-        )
+        raise EnvError("a value with a quote or a line break cannot be written to an env file")
     return f"'{value}'" if re.search(r"[^\w@%+=:,./-]", value) else value
 
 
-def fill(example: str, known: dict[str, str]) -> str:
-    """The example's text with all values in it: known ones, the example's own, and new ones where it has none."""
-    values = {**read_text(example), **known}
+def complete(text: str, example: str, chosen: dict[str, str]) -> str:
+    """An env file's text with the values that it lacks; every other line stays as it is.
+
+    Args:
+        text: the file's; the example's where there is none yet.
+        example: knows all settings, and explains them.
+        chosen: settings that get this value, whatever they had.
+    """
+    values = {**settings(example), **settings(text), **chosen}
     made = generators(values)
+    fresh = dict(chosen)
     # CONNECTIONS last: it has the Hub's token in it.
     for key in sorted(made, key="CONNECTIONS".__eq__):
         if not values.get(key):
-            values[key] = made[key]()
+            values[key] = fresh[key] = made[key]()
     lines = []
-    for line in example.splitlines():
+    for line in text.splitlines():
         match = SETTING.match(line)
-        lines.append(f"{match[1]}={quoted(values.pop(match[1]))}" if match else line)
-    # What somebody has added by hand.
-    lines += [f"{key}={quoted(value)}" for key, value in values.items()]
+        lines.append(f"{match[1]}={quoted(fresh[match[1]])}" if match and match[1] in fresh else line)
+    for block in example.split("\n\n"):
+        lines += added(block, set(settings(block)) - set(settings(text)), values)
     return "\n".join(lines) + "\n"
 
 
-def read_text(text: str) -> dict[str, str]:
-    """The settings of an env file's text."""
-    return {m[1]: m[2].strip("'") for m in map(SETTING.match, text.splitlines()) if m}
+def added(block: str, missing: set[str], values: dict[str, str]) -> list[str]:
+    """Lines for those settings of a block of the example that a file lacks, with what explains them."""
+    lines: list[str] = []
+    comments: list[str] = []
+    for line in block.splitlines():
+        match = SETTING.match(line)
+        if not match:
+            comments.append(line)
+            continue
+        if match[1] in missing:
+            lines += [*comments, f"{match[1]}={quoted(values[match[1]])}"]
+        comments = []
+    return ["", *lines] if lines else []
 
 
 def make_ssh(values: dict[str, str], base: Path) -> None:
@@ -166,15 +181,16 @@ def main() -> int:
     )
     given = parser.parse_args()
     try:
-        known = read(given.file)
+        example = EXAMPLE.read_text(encoding="utf-8")
+        before = given.file.read_text(encoding="utf-8") if given.file.exists() else None
         chosen = dict(setting.split("=", 1) for setting in given.set)
-        if unknown := set(chosen) - set(read(EXAMPLE)):
+        if unknown := set(chosen) - set(settings(example)):
             raise EnvError(f"--set {', '.join(sorted(unknown))}: no such setting; .env.example has them all")
-        text = fill(EXAMPLE.read_text(encoding="utf-8"), {**known, **chosen})
-        if text != (given.file.read_text(encoding="utf-8") if given.file.exists() else None):
+        text = complete(example if before is None else before, example, chosen)
+        if text != before:
             given.file.parent.mkdir(parents=True, exist_ok=True)
             write_private(given.file, text)
-        make_ssh(read_text(text), ROOT)
+        make_ssh(settings(text), ROOT)
     except (EnvError, OSError, ValueError) as error:
         print(f"make_env: {error}", file=sys.stderr)
         return 1

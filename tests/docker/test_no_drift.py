@@ -195,6 +195,19 @@ def test_made_settings_are_complete_private_and_kept(tmp_path: Path):
     assert (tmp_path / "ssh" / "id_svc").read_bytes() == key
 
 
+def test_an_older_file_gets_what_is_new_and_keeps_every_line(tmp_path: Path):
+    make_env(tmp_path)
+    file = tmp_path / ".env"
+    without = re.sub(r"^(NOFILE|MUNGE_KEY)=.*\n", "", file.read_text(), flags=re.MULTILINE)
+    older = without.replace("WEB_PORT=8080", 'WEB_PORT="8081" # mine')
+    file.write_text(older)
+    found = make_env(tmp_path)
+    assert file.read_text().startswith(older)
+    assert found["WEB_PORT"] == '"8081" # mine' and found["NOFILE"] == "65536" and found["MUNGE_KEY"]
+    new = file.read_text().removeprefix(older).strip().splitlines()
+    assert new[0].startswith("#") and len([line for line in new if SETTING.match(line)]) == 2
+
+
 def test_two_machines_have_no_secret_in_common(tmp_path: Path):
     first, second = make_env(tmp_path / "a"), make_env(tmp_path / "b")
     secrets = set(re.findall(r"\{environment: ([A-Z_]+)\}", text("docker-compose.yaml")))
