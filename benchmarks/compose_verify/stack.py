@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,28 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "llm-bridge-verify"
 IMAGES = {"airflow": "migrate", "cluster": "ctl", "stores": "database"}
 BUILD_SECONDS, UP_SECONDS, RUN_SECONDS, MAIL_SECONDS = 3600, 900, 2400, 120
+COLUMNS = ("JobID", "JobName", "State", "Start", "End")
+# Ends after which another attempt is what llm-bridge promises.
+WORTH_A_RETRY = ("FAILED", "NODE_FAIL", "TIMEOUT", "PREEMPTED", "OUT_OF_MEMORY")
+
+
+def submitted_twice(jobs: list[dict[str, str]]) -> list[str]:
+    """Names of jobs that should not be there: a second one of a name, or an attempt while the last one had not failed.
+
+    Args:
+        jobs: as `Stack.jobs` gives them; names end in the number of the attempt.
+    """
+    seen: dict[str, dict[str, str]] = {}
+    wrong = []
+    for job in jobs:
+        key, _, attempt = job["JobName"].rpartition("-")
+        last = seen.get(f"{key}-{int(attempt) - 1}")
+        # Slurm writes times so that they compare as text.
+        follows = last and last["State"] in WORTH_A_RETRY and last["End"] <= job["Start"]
+        if job["JobName"] in seen or (attempt != "1" and not follows):
+            wrong.append(job["JobName"])
+        seen[job["JobName"]] = job
+    return wrong
 
 
 class Stack:
@@ -99,10 +120,14 @@ class Stack:
         return round(time.monotonic() - begin, 1)
 
     def down(self, profiles: list[str]) -> None:
-        """End it, and delete its volumes; what its containers have said is kept."""
+        """End it, and delete its volumes; what its containers and tasks have said is kept."""
         name = "-".join(profiles)
         with (self.folder / "logs" / f"containers-{name}.log").open("w") as log:
             subprocess.run([*self._with(profiles), "logs", "--no-color"], stdout=log, stderr=log, cwd=ROOT)
+            # Why a task failed or was tried again is in here.
+            tasks = self.folder / "logs" / f"tasks-{name}"
+            argv = [*self._with(profiles), "cp", "api-server:/opt/airflow/logs", str(tasks)]
+            subprocess.run(argv, stdout=log, stderr=log, cwd=ROOT)
         argv = [*self._with(profiles), "down", "--volumes", "--remove-orphans"]
         logged(argv, self.folder / "logs" / f"down-{name}.log", UP_SECONDS, ROOT)
 
@@ -127,18 +152,12 @@ class Stack:
         return found
 
     def jobs(self) -> list[dict[str, str]]:
-        """All jobs that Slurm has accounted for."""
-        columns = ("JobID", "JobName", "State", "ElapsedRaw")
+        """All jobs that Slurm has accounted for, oldest first."""
         said = self.inside(
             "ctl", "sacct", "--allusers", "--allocations", "--noheader", "--parsable2",
-            f"--format={','.join(column + '%200' if column == 'JobName' else column for column in columns)}",
+            f"--format={','.join(COLUMNS).replace('JobName', 'JobName%200')}",
         )  # fmt: skip
-        return [dict(zip(columns, line.split("|"), strict=True)) for line in said.splitlines()]
-
-    def submitted_twice(self) -> list[str]:
-        """Names of jobs that exist more than once, or that are a second attempt."""
-        counted = Counter(job["JobName"] for job in self.jobs())
-        return sorted(name for name, count in counted.items() if count > 1 or not name.endswith("-1"))
+        return [dict(zip(COLUMNS, line.split("|"), strict=True)) for line in said.splitlines()]
 
     def mail_of_failure(self) -> float:
         """Start a run that `check` has to refuse; returns the seconds until the mailbox shows an alert about it.

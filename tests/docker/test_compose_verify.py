@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from benchmarks.compose_verify import network, packages
+from benchmarks.compose_verify.stack import submitted_twice
 
 
 def test_builds_see_the_folders_that_pip_knows_and_no_other_file(tmp_path: Path):
@@ -84,3 +85,18 @@ def test_restoring_the_network_undoes_what_dockerd_does_and_nothing_else(
         "iptables -t filter -F DOCKER",
         "iptables -t filter -X DOCKER",
     ]
+
+
+def job(name: str, state: str, start: str = "2026-01-01T10:00:00", end: str = "2026-01-01T10:05:00"):
+    return {"JobName": name, "State": state, "Start": start, "End": end}
+
+
+def test_an_attempt_after_a_failed_one_is_no_second_submission():
+    first = job("llmb-sft-ab-1", "FAILED")
+    assert not submitted_twice([first, job("llmb-sft-ab-2", "COMPLETED", start="2026-01-01T10:06:00")])
+    # Beside one that still runs, after one that was cancelled or has succeeded, or the same one again: it is.
+    assert submitted_twice([first, job("llmb-sft-ab-2", "COMPLETED", start="2026-01-01T10:04:00")])
+    for state in ("COMPLETED", "CANCELLED by 61001", "RUNNING"):
+        again = job("llmb-sft-ab-2", "COMPLETED", start="2026-01-01T10:06:00")
+        assert submitted_twice([job("llmb-sft-ab-1", state), again]) == ["llmb-sft-ab-2"]
+    assert submitted_twice([first, job("llmb-sft-ab-1", "COMPLETED")]) == ["llmb-sft-ab-1"]
