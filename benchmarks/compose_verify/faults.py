@@ -12,14 +12,14 @@ from benchmarks.compose_verify.stack import Stack
 from demo.airflow_api import ApiError
 from demo.services import DAG, RUN_PREFIX
 
-# Both triggerers die, one after the other: one of them has the job in its care.
+# Task -> which of the schedulers dies with the triggerer that has the task in its care.
 PLAN = (("sft.train", 1), ("ppo.wait", 2))
 AWAY_SECONDS = 15
 
 
 @dataclass
 class Faults:
-    """Kills container N of each service as soon as a task waits for its job.
+    """Kills a scheduler, and the triggerer that watches the job, as soon as a task waits for that.
 
     Attributes:
         done: what was killed when.
@@ -43,21 +43,24 @@ class Faults:
 
     def _run(self) -> None:
         for task, number in PLAN:
-            while not self._waits(task):
+            while not (triggerer := self._watched_by(task)):
                 if self._over.wait(1):
                     return
+            victims = [self.stack.containers("scheduler")[number - 1], triggerer]
             # SIGKILL: no word to the database, no time to hand anything over.
-            victims = [self.stack.containers(service)[number - 1] for service in ("scheduler", "triggerer")]
             output(["docker", "kill", "--signal", "KILL", *victims])
             self.done.append({"while": task, "killed": victims})
             time.sleep(AWAY_SECONDS)
             output(["docker", "start", *victims])
 
-    def _waits(self, task: str) -> bool:
+    def _watched_by(self, task: str) -> str | None:
+        """The container of the triggerer that has a deferred task; its host name is its id."""
         api = self.stack.api()
         try:
             runs = [run for run in api.unfinished(DAG) if run.startswith(RUN_PREFIX)]
-            states = {t["task_id"]: t["state"] for run in runs[-1:] for t in api.tasks(DAG, run)}
+            for found in api.tasks(DAG, runs[-1]) if runs else []:
+                if found["task_id"] == task and found["state"] == "deferred":
+                    return (found.get("triggerer_job") or {}).get("hostname")
         except ApiError:
-            return False
-        return states.get(task) == "deferred"
+            pass  # busy; it is asked again
+        return None
