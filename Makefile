@@ -7,6 +7,7 @@ export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up status down clean test chaos ray-report failures-report docs lint format
+.PHONY: compose-env compose-verify
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -43,6 +44,12 @@ ray-report: setup ## measure Ray on a local Slurm cluster; build/ray/report.json
 
 failures-report: setup ## cause failures for real; build/failures/report.json says what was found and done
 	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.failures_report
+
+compose-env: ## make .env for docker compose, with keys and passwords of its own; what is there stays
+	@python3 docker/make_env.py
+
+compose-verify: setup ## build and start the containers, train the demo's model in them, twice (VERIFY=--keep)
+	@$(PYTHON) -m benchmarks.compose_verify $(VERIFY)
 
 docs: setup ## write docs/troubleshooting.md anew from the table of signatures
 	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.failures.docs

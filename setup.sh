@@ -10,13 +10,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 umask 022 # jobs run as a plain user, who has to read the environment
 
-PACKAGES=(
-    slurm-wlm slurmdbd munge mariadb-server # the local cluster's daemons
-    openssh-server openssh-client           # its login node
-    iproute2 util-linux mount procps        # its namespaces
-    python3 python3-venv                    # the jobs' environment
-    postgresql                              # Airflow's database in tests/chaos
-)
+mapfile -t PACKAGES < <(grep -v '^#' local_cluster/packages.txt)
+PACKAGES+=(postgresql) # Airflow's database in tests/chaos
 home=${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}
 logs=$home/logs
 policy=/usr/sbin/policy-rc.d

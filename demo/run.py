@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -125,7 +125,18 @@ def run_demo(demo: Demo, console: Console) -> int:
     return 0 if verified and outcome.failure is None else 1
 
 
-def train(demo: Demo, console: Console, outcome: Outcome) -> None:
+class Trains(Protocol):
+    """What `train` needs: the demo on this machine, or the one in containers (demo/composed.py)."""
+
+    @property
+    def airflow(self) -> Any:
+        """Has `api()`, `url` and `task_logs()` of LocalAirflow."""
+
+    def end_runs(self) -> list[str]:
+        """End what earlier demos have left going on; returns the runs' ids."""
+
+
+def train(demo: Trains, console: Console, outcome: Outcome) -> None:
     """Trigger the DAG and follow it to its end."""
     api = demo.airflow.api()
     api.wait_for_dag(DAG)
@@ -172,18 +183,28 @@ def check_model(demo: Demo, outcome: Outcome) -> None:
     shutil.rmtree(demo.hub.client_cache, ignore_errors=True)  # from the Hub, not from a cache
     argv: list[Any] = [paths.airflow_python(), "-m", "demo.hub_client", "verify", repo_id, revision, target]
     files = json.loads(run_program(argv, "download the model", demo.hub.client_environment()))
-    on_cluster = {file["path"]: file["sha256"] for file in outcome.model["files"]}
-    for file in files:
-        file["matches"] = file["matches"] and on_cluster.get(file["path"], file["sha256"]) == file["sha256"]
-    missing = sorted(set(on_cluster) - {file["path"] for file in files})
-    outcome.model["files"] = files
-    outcome.model["verified"] = bool(files) and not missing and all(file["matches"] for file in files)
-    if missing:
-        outcome.model["missing"] = missing
+    compare(outcome.model, files)
     argv = [paths.cluster_python(), "demo/generate.py", repo_id, revision, paths.ASSETS / "gsm8k-tiny"]
     outcome.more["answer"] = json.loads(
         run_program(argv, "ask the model", demo.hub.client_environment(OMP_NUM_THREADS="1"))
     )
+
+
+def compare(model: dict[str, Any], files: list[dict[str, Any]]) -> None:
+    """Write down whether a model's files, as downloaded, are what the Hub says and what the cluster has sent.
+
+    Args:
+        model: as the run's summary has it; gets `files`, `verified` and, if any are, `missing`.
+        files: as demo.hub_client's `verify` gives them.
+    """
+    on_cluster = {file["path"]: file["sha256"] for file in model["files"]}
+    for file in files:
+        file["matches"] = file["matches"] and on_cluster.get(file["path"], file["sha256"]) == file["sha256"]
+    missing = sorted(set(on_cluster) - {file["path"] for file in files})
+    model["files"] = files
+    model["verified"] = bool(files) and not missing and all(file["matches"] for file in files)
+    if missing:
+        model["missing"] = missing
 
 
 def summarise(demo: Demo, console: Console, outcome: Outcome, facts: dict[str, Any]) -> None:
@@ -194,7 +215,7 @@ def summarise(demo: Demo, console: Console, outcome: Outcome, facts: dict[str, A
     if outcome.failure:
         console.print(outcome.failure.text(), markup=False, highlight=False, style="red")
     if outcome.model and outcome.model.get("repo_id"):
-        _print_model(console, demo, outcome)
+        print_model(console, outcome)
     memory = f", {facts['peak_memory_gib']} GiB of memory at most" if "peak_memory_gib" in facts else ""
     lines = [
         f"took     {facts['wall_s']:.0f} s{memory}",
@@ -206,7 +227,8 @@ def summarise(demo: Demo, console: Console, outcome: Outcome, facts: dict[str, A
     console.print("\n".join(lines), markup=False, highlight=False)
 
 
-def _print_model(console: Console, demo: Demo, outcome: Outcome) -> None:
+def print_model(console: Console, outcome: Outcome) -> None:
+    """Say which model the Hub has, whether it is the right one, and what it answers."""
     model = outcome.model or {}
     word = "every file as the Hub and the cluster have it" if model["verified"] else "NOT AS IT SHOULD BE"
     lines = [f"model    {model['repo_id']} at {model['revision'][:12]}, downloaded again: {word}"]

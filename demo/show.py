@@ -55,8 +55,9 @@ class Lines:
             text = "" if row.word in PASSING else row.word
             if row.job_id and text:
                 text += f"  job {row.job_id}"
-                if row.state in ("success", "failed"):
-                    text += f"  queued {row.queue_s or 0:.1f} s, ran {row.run_s or 0:.1f} s"
+                # Unknown where the cluster's files cannot be seen: in containers.
+                if row.state in ("success", "failed") and row.run_s is not None:
+                    text += f"  queued {row.queue_s or 0:.1f} s, ran {row.run_s:.1f} s"
             key = (row.word, row.job_id)
             self._line(row.name, key, text)
         for name, state in others:

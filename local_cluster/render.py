@@ -14,6 +14,7 @@ from local_cluster.command import checked
 from local_cluster.settings import HUB, LOGIN, Settings
 
 PACKAGE = Path(__file__).parent
+NO_NAME_SERVER = "# no name server: this network has no way out\n"
 
 
 def render_slurm(settings: Settings, target: Path) -> None:
@@ -56,7 +57,7 @@ def render_cluster(settings: Settings) -> None:
     accounts.write_account_files(etc, shared)
     os.chown(settings.workspace, accounts.USERS["svc"], accounts.USERS["svc"])
     _write_hosts_file(settings)
-    (etc / "resolv.conf").write_text("# no name server: this network has no way out\n")
+    (etc / "resolv.conf").write_text(NO_NAME_SERVER)
     _write_munge_key(etc / "munge")
     _write_ssh(settings)
 
@@ -89,9 +90,14 @@ def _write_munge_key(folder: Path) -> None:
     if not key.exists():
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-    for path in (folder, key):
+    own_munge_key(key)
+
+
+def own_munge_key(key: Path) -> None:
+    """Make a key and its folder munge's own: munged refuses a key that others can read. Root only."""
+    for path in (key.parent, key):
         shutil.chown(path, "munge", "munge")
-    folder.chmod(0o700)
+    key.parent.chmod(0o700)
 
 
 def _write_ssh(settings: Settings) -> None:

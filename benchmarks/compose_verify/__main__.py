@@ -1,0 +1,151 @@
+"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 15 minutes, most of them building.
+
+Builds the images, starts the profile `demo`, trains the demo's model to its end and takes all of it down; then the same
+with Celery, two workers, two schedulers and two triggerers, of which one each is killed while jobs run. Where there is
+no Docker engine (and this is root on Debian) it starts one, and ends it. Result: build/compose/report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compose_verify.command import VerifyError
+from benchmarks.compose_verify.engine import Engine
+from benchmarks.compose_verify.faults import Faults
+from benchmarks.compose_verify.network import HostNetwork
+from benchmarks.compose_verify.packages import build_settings
+from benchmarks.compose_verify.stack import ROOT, Stack, submitted_twice
+from demo import paths
+from demo.airflow_api import ApiError
+
+FOLDER = ROOT / "build" / "compose"
+SESSIONS: tuple[dict[str, Any], ...] = (
+    {"profiles": ["demo"], "settings": {"EXECUTOR": "LocalExecutor", "SCHEDULERS": "1", "TRIGGERERS": "1"}},
+    {
+        "profiles": ["demo", "celery"],
+        "settings": {"EXECUTOR": "CeleryExecutor", "SCHEDULERS": "2", "TRIGGERERS": "2", "WORKERS": "2"},
+        "faults": True,
+    },
+)
+
+
+def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Up, the demo run, down; returns what happened."""
+    profiles = plan["profiles"]
+    found: dict[str, Any] = {"profiles": profiles, **plan["settings"], "ok": False}
+    stack.make_settings(**plan["settings"])
+    try:
+        found["healthy_s"] = stack.up(profiles)
+        found["containers"] = len(stack.containers())
+        say(f"{'+'.join(profiles)}: {found['containers']} containers healthy after {found['healthy_s']} s")
+        found["versions"] = stack.versions()
+        found["memory"] = stack.memory()
+        faults = Faults(stack) if plan.get("faults") else None
+        if faults:
+            faults.start()
+        try:
+            run = stack.demo_run(profiles)
+        finally:
+            if faults:
+                faults.stop()
+                found["faults"] = faults.done
+        found |= {key: run.get(key) for key in ("run_id", "stages", "model", "wall_s")}
+        found["jobs"] = stack.jobs()
+        found["submitted_twice"] = submitted_twice(found["jobs"])
+        found["second_attempts"] = [job for job in found["jobs"] if not job["JobName"].endswith("-1")]
+        found["privileged"] = stack.privileged()
+        found["mail_of_failure_s"] = stack.mail_of_failure()
+        found["ok"] = (
+            bool(run["model"]["verified"])
+            and not found["submitted_twice"]
+            and not found["privileged"]
+            and (not faults or len(faults.done) == 2)
+        )
+        say(
+            f"{'+'.join(profiles)}: the run took {found['wall_s']} s, {'all well' if found['ok'] else 'NOT WELL'}"
+        )
+    except (VerifyError, ApiError) as error:
+        found["error"] = str(error)
+        say(f"{'+'.join(profiles)}: {error}")
+    finally:
+        stack.down(profiles)
+    return found
+
+
+def verify(run_with: list[str], keep: bool, sessions: list[dict[str, Any]], report: dict[str, Any]) -> None:
+    """All of it; what is found goes into the report."""
+
+    def say(text: str) -> None:
+        print(f"compose-verify: {text}", flush=True)
+
+    logs = FOLDER / "logs"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    engine = Engine(paths.home() / "compose-verify", logs)
+    try:
+        with engine:
+            report["versions"] = engine.versions()
+            report["engine_started_here"], report["base_image"] = engine.own, engine.base_from
+            say(f"engine {report['versions']['engine']}, base image {engine.base_from}")
+            stack = Stack(engine.compose, FOLDER, run_with)
+            stack.make_settings()
+            with build_settings(FOLDER) as more:
+                report["images"] = stack.build(more)
+            for name, image in report["images"].items():
+                say(f"image {name}: {image['mb']} MB, built in {image['build_s']} s")
+            for plan in sessions:
+                report["sessions"].append(session(stack, plan, say))
+            if not keep and not engine.own:
+                stack.remove_images()
+    finally:
+        if engine.own:
+            report["network"] = {"before": engine.before.as_dict(), "after": HostNetwork().as_dict()}
+            if not keep:
+                engine.wipe()
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compose_verify", description=__doc__)
+    parser.add_argument(
+        "--run-with", default="", metavar="COMMAND", help="in front of each demo run: nice, flock FILE"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the images: the next time builds in seconds"
+    )
+    parser.add_argument("--only", choices=("demo", "celery"), help="one of the two sessions")
+    given = parser.parse_args()
+    sessions = [plan for plan in SESSIONS if given.only in (None, plan["profiles"][-1])]
+    begin = time.monotonic()
+    report: dict[str, Any] = {"sessions": []}
+    try:
+        verify(shlex.split(given.run_with), given.keep, sessions, report)
+    except VerifyError as error:
+        report["error"] = str(error)
+        print(f"compose-verify: {error}", file=sys.stderr)
+    finally:
+        network = report.get("network", {})
+        report["ok"] = (
+            "error" not in report
+            and len(report["sessions"]) == len(sessions)
+            and all(found["ok"] for found in report["sessions"])
+            and network.get("before") == network.get("after")
+        )
+        report["wall_s"] = round(time.monotonic() - begin, 1)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        path: Path = FOLDER / "report.json"
+        path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"compose-verify: {'all well' if report['ok'] else 'NOT WELL'}, {path}")
+    return 0 if report["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The composed stack as its users handle it: build, up, demo run, down."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.compose_verify.command import VerifyError, logged, output
+from demo.airflow import free_port
+from demo.airflow_api import AirflowApi
+from demo.services import CLUSTER, DAG, RECIPE
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = "llm-bridge-verify"
+IMAGES = {"airflow": "migrate", "cluster": "ctl", "stores": "database"}
+BUILD_SECONDS, UP_SECONDS, RUN_SECONDS, MAIL_SECONDS = 3600, 900, 2400, 120
+COLUMNS = ("JobID", "JobName", "State", "Start", "End")
+# Ends after which another attempt is what llm-bridge promises.
+WORTH_A_RETRY = ("FAILED", "NODE_FAIL", "TIMEOUT", "PREEMPTED", "OUT_OF_MEMORY")
+
+
+def submitted_twice(jobs: list[dict[str, str]]) -> list[str]:
+    """Names of jobs that should not be there: a second one of a name, or an attempt while the last one had not failed.
+
+    Args:
+        jobs: as `Stack.jobs` gives them; names end in the number of the attempt.
+    """
+    seen: dict[str, dict[str, str]] = {}
+    wrong = []
+    for job in jobs:
+        key, _, attempt = job["JobName"].rpartition("-")
+        last = seen.get(f"{key}-{int(attempt) - 1}")
+        # Slurm writes times so that they compare as text.
+        follows = last and last["State"] in WORTH_A_RETRY and last["End"] <= job["Start"]
+        if job["JobName"] in seen or (attempt != "1" and not follows):
+            wrong.append(job["JobName"])
+        seen[job["JobName"]] = job
+    return wrong
+
+
+class Stack:
+    """One Compose project with settings of its own, so that it disturbs no other.
+
+    Args:
+        compose: how Compose is called.
+        folder: for .env, keys and logs; below the repository.
+        run_with: put in front of the command that follows the demo run.
+    """
+
+    def __init__(self, compose: list[str], folder: Path, run_with: list[str]) -> None:
+        self.folder, self.run_with = folder, run_with
+        self.env_file = folder / "verify.env"
+        # Lent ones: whatever listens at the usual ports goes on.
+        self.ports = {name: free_port(0) for name in ("WEB_PORT", "HUB_PORT", "MAIL_PORT")}
+        # Docker cannot give more than it has itself.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        nofile = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
+        place = folder.relative_to(ROOT)
+        self.settings = {
+            **{name: str(port) for name, port in self.ports.items()},
+            "NOFILE": str(nofile),
+            "SSH_DIR": f"./{place}/secrets/ssh",
+            "SSH_HOST_KEY_FILE": f"./{place}/secrets/ssh_host_ed25519_key",
+            **{f"{name.upper()}_IMAGE": f"{PROJECT}-{name}" for name in IMAGES},
+        }
+        self.compose = [*compose, "--project-name", PROJECT, "--project-directory", str(ROOT)]
+        self.compose += ["--env-file", str(self.env_file)]
+
+    # ---- settings and images
+
+    def make_settings(self, **more: str) -> None:
+        """Make .env by the command that users have."""
+        argv: list[str | Path] = [sys.executable, ROOT / "docker" / "make_env.py", "--file", self.env_file]
+        for name, value in {**self.settings, **more}.items():
+            argv += ["--set", f"{name}={value}"]
+        output(argv)
+
+    def build(self, more: Path | None) -> dict[str, dict[str, Any]]:
+        """Build all images; returns name -> seconds and size."""
+        files = ["-f", str(ROOT / "docker-compose.yaml"), *(["-f", str(more)] if more else [])]
+        found = {}
+        for name, service in IMAGES.items():
+            begin = time.monotonic()
+            argv = [*self.compose, *files, "--profile", "demo", "build", "--progress", "plain", service]
+            try:
+                logged(argv, self.folder / "logs" / f"build-{name}.log", BUILD_SECONDS, ROOT)
+            except VerifyError as error:
+                # Compose 2.40 has the flag before the command.
+                if "unknown flag" not in str(error):
+                    raise
+                argv = [part for part in argv if part not in ("--progress", "plain")]
+                logged(argv, self.folder / "logs" / f"build-{name}.log", BUILD_SECONDS, ROOT)
+            size = output(["docker", "image", "inspect", "--format", "{{.Size}}", f"{PROJECT}-{name}"])
+            found[name] = {"build_s": round(time.monotonic() - begin, 1), "mb": round(int(size) / 1e6)}
+        return found
+
+    def remove_images(self) -> None:
+        """Delete what was built."""
+        output(["docker", "image", "rm", "--force", *(f"{PROJECT}-{name}" for name in IMAGES)])
+
+    # ---- one session
+
+    def up(self, profiles: list[str]) -> float:
+        """Start all of some profiles; returns the seconds until everything was healthy."""
+        begin = time.monotonic()
+        logged(
+            [*self._with(profiles), "up", "--detach", "--wait", "--no-build"],
+            self.folder / "logs" / f"up-{'-'.join(profiles)}.log",
+            UP_SECONDS,
+            ROOT,
+        )
+        return round(time.monotonic() - begin, 1)
+
+    def down(self, profiles: list[str]) -> None:
+        """End it, and delete its volumes; what its containers and tasks have said is kept."""
+        name = "-".join(profiles)
+        with (self.folder / "logs" / f"containers-{name}.log").open("w") as log:
+            subprocess.run([*self._with(profiles), "logs", "--no-color"], stdout=log, stderr=log, cwd=ROOT)
+            # Why a task failed or was tried again is in here.
+            tasks = self.folder / "logs" / f"tasks-{name}"
+            argv = [*self._with(profiles), "cp", "api-server:/opt/airflow/logs", str(tasks)]
+            subprocess.run(argv, stdout=log, stderr=log, cwd=ROOT)
+        argv = [*self._with(profiles), "down", "--volumes", "--remove-orphans"]
+        logged(argv, self.folder / "logs" / f"down-{name}.log", UP_SECONDS, ROOT)
+
+    def demo_run(self, profiles: list[str]) -> dict[str, Any]:
+        """The documented command; returns its report.
+
+        Raises:
+            VerifyError: the run did not end in a model that is what the cluster has made.
+        """
+        argv = [
+            *self.run_with,
+            *self._with(profiles),
+            "exec",
+            "-T",
+            "api-server",
+            "python",
+            "-m",
+            "demo.composed",
+        ]
+        logged(argv, self.folder / "logs" / f"run-{'-'.join(profiles)}.log", RUN_SECONDS, ROOT)
+        found: dict[str, Any] = json.loads(self.inside("api-server", "cat", "/opt/airflow/demo/report.json"))
+        return found
+
+    def jobs(self) -> list[dict[str, str]]:
+        """All jobs that Slurm has accounted for, oldest first."""
+        said = self.inside(
+            "ctl", "sacct", "--allusers", "--allocations", "--noheader", "--parsable2",
+            f"--format={','.join(COLUMNS).replace('JobName', 'JobName%200')}",
+        )  # fmt: skip
+        return [dict(zip(COLUMNS, line.split("|"), strict=True)) for line in said.splitlines()]
+
+    def mail_of_failure(self) -> float:
+        """Start a run that `check` has to refuse; returns the seconds until the mailbox shows an alert about it.
+
+        Raises:
+            VerifyError: there is none after two minutes.
+        """
+        begin, run = time.monotonic(), f"refused-{time.time():.0f}"
+        # More nodes than there are. No job is submitted.
+        self.api().trigger(DAG, {"recipe": RECIPE, "cluster": CLUSTER, "nodes": 99}, run)
+        page = f"http://127.0.0.1:{self.ports['MAIL_PORT']}/"
+        while run not in httpx.get(page, trust_env=False).text:
+            if time.monotonic() - begin > MAIL_SECONDS:
+                raise VerifyError(f"no mail about the failed run {run} at {page}")
+            time.sleep(1)
+        return round(time.monotonic() - begin, 1)
+
+    def memory(self) -> dict[str, str]:
+        """Container -> memory that it uses now."""
+        names = self.containers()
+        said = output(["docker", "stats", "--no-stream", "--format", "{{.Name}}|{{.MemUsage}}", *names])
+        rows = (line.split("|") for line in said.splitlines())
+        return {name.removeprefix(f"{PROJECT}-"): used.split(" /")[0] for name, used in rows}
+
+    def containers(self, service: str = "") -> list[str]:
+        """Names of the running containers, of one service or all."""
+        argv = [
+            "docker",
+            "ps",
+            "--format",
+            "{{.Names}}",
+            "--filter",
+            f"label=com.docker.compose.project={PROJECT}",
+        ]
+        if service:
+            argv += ["--filter", f"label=com.docker.compose.service={service}"]
+        return sorted(output(argv).split())
+
+    def privileged(self) -> list[str]:
+        """Containers that are; there must be none."""
+        said = output(
+            ["docker", "inspect", "--format", "{{.Name}} {{.HostConfig.Privileged}}", *self.containers()]
+        )
+        return [line.split()[0] for line in said.splitlines() if line.endswith("true")]
+
+    def api(self) -> AirflowApi:
+        """Airflow's API, as a browser on this machine reaches it."""
+        match = re.search(r"^WEB_PASSWORDS='(.*)'$", self.env_file.read_text(), re.MULTILINE)
+        if not match:
+            raise VerifyError(f"{self.env_file} has no WEB_PASSWORDS")
+        return AirflowApi(
+            f"http://127.0.0.1:{self.ports['WEB_PORT']}", "admin", json.loads(match[1])["admin"]
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Of what runs in the containers."""
+        airflow = self.inside(
+            "api-server", "python", "-c", "import importlib.metadata as m; print(m.version('apache-airflow'))"
+        )
+        return {
+            "airflow": airflow.strip(),
+            "slurm": self.inside("ctl", "slurmctld", "-V").strip(),
+            "postgresql": self.inside("database", "psql", "--version").strip(),
+            "debian": self.inside("ctl", "cat", "/etc/debian_version").strip(),
+        }
+
+    def inside(self, service: str, *argv: str) -> str:
+        """What a command prints in the first container of a service."""
+        return output([*self._with(["demo", "celery"]), "exec", "-T", service, *argv])
+
+    def _with(self, profiles: list[str]) -> list[str]:
+        return [*self.compose, *(part for profile in profiles for part in ("--profile", profile))]

@@ -1,0 +1,96 @@
+"""The demo's mailbox: takes every mail on port 8026 and shows them on port 8025, newest first. Nothing leaves it.
+
+sink.py             serve; mails are kept as files in /var/lib/llm-bridge/mail
+sink.py healthy     does it answer?
+"""
+
+from __future__ import annotations
+
+import email.parser
+import email.policy
+import html
+import re
+import sys
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+MAIL_PORT, WEB_PORT = 8026, 8025
+FOLDER = Path("/var/lib/llm-bridge/mail")
+SHOWN = 100
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="5">
+<title>Mailbox</title>
+<style>
+body {{ font: 15px sans-serif; max-width: 60em; margin: 2em auto }}
+pre {{ white-space: pre-wrap; background: #f4f4f4; padding: 1em }}
+small {{ color: #666 }}
+</style>
+<h1>Mailbox</h1>
+{mails}
+"""
+
+
+class Keeper:
+    """What aiosmtpd hands each mail to."""
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        """Keep it."""
+        name = f"{time.time_ns()}.eml"
+        (FOLDER / f"{name}.part").write_bytes(envelope.original_content)
+        (FOLDER / f"{name}.part").rename(FOLDER / name)
+        return "250 kept"
+
+
+def shown(file: Path) -> str:
+    """One mail as HTML; of its own HTML only the words: a mailbox must not run what others have written."""
+    parser = email.parser.BytesParser(policy=email.policy.default)
+    message = parser.parsebytes(file.read_bytes())
+    body = message.get_body(("plain", "html"))
+    text = body.get_content() if body else ""
+    if body and body.get_content_type() == "text/html":
+        text = html.unescape(re.sub(r"<[^>]*>", "", text))
+    head = f"from {message['from']} to {message['to']}, {message['date']}"
+    return (
+        f"<h3>{html.escape(str(message['subject']))}</h3><small>{html.escape(head)}</small>"
+        f"<pre>{html.escape(text)}</pre>"
+    )
+
+
+class Web(BaseHTTPRequestHandler):
+    """The page."""
+
+    def do_GET(self) -> None:
+        """All mails, newest first."""
+        files = sorted(FOLDER.glob("*.eml"), reverse=True)[:SHOWN]
+        page = PAGE.format(mails="".join(map(shown, files)) or "<p>No mail yet.</p>").encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not each look at the page is worth a line."""
+
+
+def main() -> int:
+    """Serve, or look."""
+    if sys.argv[1:] == ["healthy"]:
+        with urllib.request.urlopen(f"http://localhost:{WEB_PORT}/", timeout=5) as answer:
+            return 0 if answer.status == 200 else 1
+    from aiosmtpd.controller import Controller
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    mail = Controller(Keeper(), hostname="0.0.0.0", port=MAIL_PORT)
+    mail.start()
+    print(f"mail: SMTP on port {MAIL_PORT}, web on port {WEB_PORT}", flush=True)
+    ThreadingHTTPServer(("0.0.0.0", WEB_PORT), Web).serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
