@@ -98,7 +98,9 @@ class ByFiles:
                 for task in pending:
                     task.cancel()
                 await asyncio.wait(pending, timeout=1)
-            await asyncio.gather(*tasks, return_exceptions=True)  # so that none of their errors is "never retrieved"
+            await asyncio.gather(
+                *tasks, return_exceptions=True
+            )  # so that none of their errors is "never retrieved"
 
     def _found(self, status: str, files: dict[str, Any], **found: Any) -> dict[str, Any]:
         own = {name: files.get(f"{name}.json") for name in ("outcome", "result", "reason")}
