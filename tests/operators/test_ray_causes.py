@@ -14,16 +14,8 @@ from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.ray.sensors import RayJobSensor
 from llm_bridge.slurm.cancel import cancel_and_wait
 from llm_bridge.slurm.job import Resources, SlurmJob
+from tests.operators.small_ray import SETTINGS
 
-SETTINGS = {
-    "gpus_per_node": 1,
-    "device": "cpu",
-    "cpus_per_node": 2,
-    "object_store_gib": 0.2,
-    "temp_dir": "/tmp/ray",
-    "ready_minutes": 3,
-    "idle_minutes": None,
-}
 Fault = Callable[[str], Any]
 
 

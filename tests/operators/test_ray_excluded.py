@@ -11,6 +11,7 @@ from llm_bridge.failures.errors import SlurmJobFailed
 from llm_bridge.ray.operators import RayClusterOperator
 from llm_bridge.slurm.cancel import close_and_cancel
 from llm_bridge.slurm.job import Resources, SlurmJob
+from tests.operators import small_ray
 
 PREFLIGHT = {
     "gpus_per_node": 1,
@@ -20,17 +21,7 @@ PREFLIGHT = {
     "max_clock_skew_seconds": 5,
     "all_reduce_seconds": 0,
 }
-SETTINGS = {
-    "nodes": 2,
-    "gpus_per_node": 1,
-    "device": "cpu",
-    "cpus_per_node": 2,
-    "object_store_gib": 0.2,
-    "temp_dir": "/tmp/ray",
-    "ready_minutes": 3,
-    "idle_minutes": None,
-    "preflight": PREFLIGHT,
-}
+SETTINGS = {**small_ray.SETTINGS, "nodes": 2, "preflight": PREFLIGHT}
 
 
 def test_a_node_that_fails_the_preflight_is_named_and_the_retry_does_without_it(
