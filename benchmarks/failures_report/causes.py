@@ -180,7 +180,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("cancelled", "scancel by a person", "cancelled", Action.STOP, "svc (uid", script="sleep 100",
           meddle=cancel),
     Cause("time_limit", "scontrol update EndTime=now in the middle of a training", "time_limit", Action.CONTINUE,
-          "TIMEOUT", settings={**TRAINS, "steps": 120}, meddle=now_is_its_limit),
+          "TIMEOUT", settings={**TRAINS, "steps": 90}, meddle=now_is_its_limit),  # Slurm looks every 30 s
     Cause("preempted", "a job of the partition above takes the nodes", "preempted", Action.CONTINUE, "PREEMPTED",
           settings={**TRAINS, "steps": 20}, sbatch={"partition": "lowcancel"}, meddle=preempt),
     Cause("node_off", "the node's power cord", "node_failure", Action.CONTINUE, "NODE_FAIL",

@@ -70,8 +70,6 @@ def row(cause: Cause, cluster: LocalCluster) -> dict[str, Any]:
 
     ``steps_lost`` were trained and are trained again: between the newest checkpoint and the last step in the log.
     """
-    if cause.name == "time_limit":
-        cause = causes.replace_steps(cause, 24)
     xcoms: dict[str, Any] = {}
     ti = SimpleNamespace(
         dag_id="failures", run_id=RUN, task_id="t", map_index=-1, max_tries=2, try_number=1,

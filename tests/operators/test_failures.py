@@ -84,8 +84,6 @@ def test_what_is_not_the_trainings_fault_goes_on_within_the_try_from_its_newest_
     cause: Cause, slurm: Any, new_task: Any, logged: Any
 ) -> None:
     task = new_task(f"fail-{cause.name}")
-    if cause.name == "time_limit":  # it need not train to its end after that
-        cause = causes.replace_steps(cause, 24)
 
     def meddle(number: int, job_id: str) -> None:
         if number == 1:
