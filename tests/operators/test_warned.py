@@ -1,4 +1,4 @@
-"""A job that is warned before its end, by the real Slurm."""
+"""A job that is warned before its end, by the real Slurm; tests/e2e has the time limit, and a training that saves."""
 
 from __future__ import annotations
 
@@ -29,18 +29,6 @@ def warned(slurm: Any, **resources: Any) -> SlurmSubmitOperator:
         warned=True,
     )
     return SlurmSubmitOperator(task_id="t", job=job)
-
-
-def test_a_time_limit_that_comes_near_is_told_to_the_job(task: Any, slurm: Any, logged: Any) -> None:
-    """Shortened while it runs, so that Slurm, which looks every 30 s, warns now."""
-    operator = warned(slurm)
-    trigger = task.start(operator)
-    until(lambda: state(slurm, trigger.job_id) == "RUNNING")
-    time.sleep(1)
-    slurm.run("ctl", ["scontrol", "update", f"jobid={trigger.job_id}", "TimeLimit=10"])
-    done = operator.execute_complete(task.context, asyncio.run(trigger.outcome()))
-    assert done["result"]["ends"] == pytest.approx(time.time() + 600, abs=60)
-    assert any("Slurm warns that the job ends in" in line for line in logged())
 
 
 def test_a_preempted_job_learns_when_its_grace_time_ends(task: Any, slurm: Any) -> None:
