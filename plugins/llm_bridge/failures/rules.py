@@ -88,8 +88,11 @@ def own_limit(evidence: Evidence) -> Finding | None:
         return Finding(
             "task_limit", "the task's own time limit had passed, so llm-bridge cancelled the job", "Airflow"
         )
-    if evidence.notice.startswith("hang"):
-        return Finding("hang", evidence.notice, "llm-bridge", _nodes(evidence))
+    # In reason.json where another triggerer ended it (HangWatch).
+    word = evidence.reason or {}
+    hung = str(word.get("reason")) if word.get("kind") == "hang" else evidence.notice
+    if hung.startswith("hang"):
+        return Finding("hang", hung, "llm-bridge", _nodes(evidence))
     if evidence.info is None and evidence.notice.startswith(FORGOTTEN):
         return Finding("forgotten", evidence.notice, "Slurm")
     return None
