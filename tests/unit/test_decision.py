@@ -44,10 +44,12 @@ def test_what_would_fail_again_stops_at_once_although_retries_are_left(kind: str
     assert RetryByCause().evaluate(error, 1, 3).action is RetryAction.FAIL  # type: ignore[arg-type]
 
 
-def test_a_job_that_slurm_has_forgotten_comes_again_unless_it_is_another_tasks() -> None:
-    forgotten = titled("forgotten", "x")
-    assert decide(forgotten, Ledger(), Circumstances()).action is Action.CONTINUE
-    sensors = decide(forgotten, Ledger(), Circumstances(can_continue=False))
+@pytest.mark.parametrize("kind", ["forgotten", "preempted", "node_failure", "network", "unknown"])
+def test_a_job_of_another_task_that_is_over_is_not_looked_at_again(kind: str) -> None:
+    """A sensor's retry would follow the same job to the same end."""
+    found = titled(kind, "x")
+    assert decide(found, Ledger(), Circumstances()).action is not Action.STOP
+    sensors = decide(found, Ledger(), Circumstances(can_continue=False, theirs=True))
     assert sensors.action is Action.STOP and "clear that one" in sensors.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -137,6 +138,19 @@ def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:
     answer = read(tmp_path / "gone", checkpoints=str(tmp_path / "none"))
     assert answer["found"] == [] and answer["checkpoints"] == {"now": None, "before": None}
     assert answer["space"]["free"] > 0 and answer["space"]["full"] == ""
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC])
+def test_a_workspace_that_takes_no_more_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """No quota can be had of the kernels that these tests run on: what it says is put into fsync's mouth."""
+
+    def refuse(number: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert evidence.space(str(tmp_path))["full"] == os.strerror(code)
 
 
 def test_every_excerpt_has_one_of_its_signatures_words() -> None:

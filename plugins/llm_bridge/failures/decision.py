@@ -44,12 +44,14 @@ class Circumstances:
 
     :param trains: the job makes checkpoints. :param final: it said itself that running it again cannot help.
     :param can_continue: the operator can submit the next attempt within this try.
+    :param theirs: the job is over and another task's: the next try would look at the same end.
     :param tries_left: whether Airflow has another try for the task. :param retry_delay: before it.
     """
 
     trains: bool = False
     final: bool = False
     can_continue: bool = True
+    theirs: bool = False
     tries_left: bool = True
     retry_delay: timedelta = timedelta(seconds=300)
 
@@ -63,7 +65,7 @@ def decide(diagnosis: Diagnosis, ledger: Ledger, around: Circumstances) -> Decis
         return Decision(Action.STOP, "stops: the job itself said that running it again cannot help")
     if kind.action is Action.STOP:
         return Decision(Action.STOP, f"stops: {kind.why}")
-    if diagnosis.kind == "forgotten" and not around.can_continue:
+    if around.theirs:
         return Decision(
             Action.STOP, "stops: the job is another task's; clear that one to have it submitted again"
         )

@@ -40,7 +40,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "The environment, settings and files",
         ("environment", "bad_config", "missing_path", "checkpoint_incompatible"),
     ),
-    ("Disks and tokens", ("disk_full", "token_refused")),
+    ("Disks and tokens", ("disk_full", "token_refused", "hub_away")),
     ("Everything else", ("unknown",)),
 )
 

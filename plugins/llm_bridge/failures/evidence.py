@@ -132,8 +132,9 @@ async def collect(known: Evidence, place: Place, last_lines: Iterable[str] = ())
     A login node or slurmctld that is away takes nothing from ``known``: then the last lines have to do.
     """
     ended = known.info is not None and known.info.phase is Phase.ENDED
-    fallback = replace(known, found=in_lines(last_lines, f"{place.directory}/output.log"))
-    if not place.cluster:  # somebody else's Ray cluster
+    log = f"{place.directory}/output.log" if place.directory else "the task's log"
+    fallback = replace(known, found=in_lines(last_lines, log))
+    if not place.cluster:  # somebody else's Ray cluster, or the worker itself
         return fallback
     try:
         cluster = await asyncio.to_thread(load_cluster, place.cluster)

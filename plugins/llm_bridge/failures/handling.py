@@ -46,6 +46,7 @@ def explain(
     name: str,
     final: bool = False,
     can_continue: bool = True,
+    theirs: bool = False,
     last_lines: Iterable[str] = (),
 ) -> Explained:
     """Find out why an attempt failed and decide what follows: one line in the log, and the XCom ``diagnosis``.
@@ -55,6 +56,7 @@ def explain(
     :param operator: for its ``retry_delay`` and ``log``.
     :param name: of the attempt; each counts once.
     :param final: the job itself said that running it again cannot help.
+    :param can_continue: and :param theirs: as in :class:`~llm_bridge.failures.decision.Circumstances`.
     """
     ti: Any = context["ti"]
     log: logging.Logger = operator.log
@@ -71,6 +73,7 @@ def explain(
         trains=evidence.trains,
         final=final,
         can_continue=can_continue,
+        theirs=theirs,
         tries_left=ti.try_number <= ti.max_tries,
         retry_delay=delay if isinstance(delay, timedelta) else RETRY_DELAY,
     )

@@ -85,9 +85,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 def own_limit(evidence: Evidence) -> Finding | None:
     """We ended the job ourselves, and know why."""
     if evidence.notice == "timeout" or (evidence.ray or {}).get("status") == "TIMEOUT":
-        return Finding(
-            "task_limit", "the task's own time limit had passed, so llm-bridge cancelled the job", "Airflow"
-        )
+        return Finding("task_limit", "the task's own time limit had passed", "Airflow")
     # In reason.json where another triggerer ended it (HangWatch).
     word = evidence.reason or {}
     hung = str(word.get("reason")) if word.get("kind") == "hang" else evidence.notice
