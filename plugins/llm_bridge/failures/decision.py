@@ -15,9 +15,12 @@ from llm_bridge.failures.ledger import Ledger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# Attempts in a row that made no new complete checkpoint. A job that has none by nature may be started anew as often
-# within one try; then its retries decide.
+# Attempts in a row that failed by themselves and made no new complete checkpoint.
 MOST_STALE = 2
+# Attempts in a row that were taken away before a new one, which says nothing against the training; but one that never
+# comes so far does not go on for ever. A job that makes none by nature goes on as often; then its retries decide.
+MOST_TAKEN = 5
+TAKEN = frozenset({"preempted", "node_failure", "forgotten"})
 # The node that failed is left out, so there is nothing to wait for.
 AT_ONCE = timedelta(seconds=5)
 # A node named under one of these is left out by the next attempts.
@@ -73,6 +76,10 @@ def decide(diagnosis: Diagnosis, ledger: Ledger, around: Circumstances) -> Decis
         at = f"step {ledger.step}" if ledger.step is not None else "none at all"
         text = f"stops: {ledger.stale} attempts in a row made no new complete checkpoint (newest: {at})"
         return Decision(Action.STOP, text)
+    if around.trains and ledger.taken >= MOST_TAKEN:
+        text = f"stops: {ledger.taken} jobs in a row were lost before a new complete checkpoint"
+        text += ": lower trainer.save_freq"
+        return Decision(Action.STOP, text)
     if (
         kind.action is Action.CONTINUE
         and around.can_continue
@@ -91,7 +98,7 @@ def decide(diagnosis: Diagnosis, ledger: Ledger, around: Circumstances) -> Decis
 
 def _may_continue(kind: str, ledger: Ledger, around: Circumstances) -> bool:
     """Training has its own limit; a job without checkpoints would run into its time limit again."""
-    return around.trains or (kind != "time_limit" and ledger.stale <= MOST_STALE)
+    return around.trains or (kind != "time_limit" and ledger.taken < MOST_TAKEN)
 
 
 class RetryByCause(RetryPolicy):

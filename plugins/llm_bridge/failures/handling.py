@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from llm_bridge.failures import ledger
-from llm_bridge.failures.decision import Circumstances, Decision, decide
+from llm_bridge.failures.decision import TAKEN, Circumstances, Decision, decide
 from llm_bridge.failures.diagnosis import Diagnosis
 from llm_bridge.failures.evidence import Evidence, Place, collect
 from llm_bridge.failures.kinds import Action
@@ -67,7 +67,8 @@ def explain(
         log.exception("what the cluster knows of this failure could not be read; the rest is told without it")
         evidence = known
     diagnosis = diagnose(evidence)
-    counted = ledger.count(context, name, before=evidence.before, step=evidence.step)
+    taken = diagnosis.kind in TAKEN
+    counted = ledger.count(context, name, before=evidence.before, step=evidence.step, taken=taken)
     delay = getattr(operator, "retry_delay", None)
     around = Circumstances(
         trains=evidence.trains,

@@ -106,7 +106,7 @@ TABLE: tuple[Signature, ...] = (
       "WARNING: Version mismatch of the tokenizer's files",
       "All nodes and the job must run Python and Ray from one environment: look at environment in the cluster file."),
     S("ray_node_dead", "node_failure",
-      r"has been marked dead because the detector has missed too many heartbeats",
+      r"(node name: (?P<node>\S+) )?has been marked dead because the detector has missed too many heartbeats",
       "The node with node id: 5f2a01 and address: 10.1.0.96 and node name: gpu96 has been marked dead because the "
       "detector has missed too many heartbeats from it.",
       "The node with node id: 5f2a01 and address: 10.1.0.96 is alive"),

@@ -190,8 +190,8 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
                 return self._did_not_come_up(context, job, event)
             return self._submit(context, Where.of(event), own_cluster=True)
         except ClusterGone as gone:
-            attempts.end(context, event["job_id"])
-            raise SlurmJobFailed({**event, "info": None, "notice": str(gone)}) from gone
+            over = {**event, "ready": False, "info": None, "notice": str(gone)}
+            return self._did_not_come_up(context, job, over)
         except RAY_AWAY as error:
             self.hand_job_over()
             self.wait_for_ray(RayTarget(**as_target(event)), error, job.directory)
