@@ -148,7 +148,8 @@ def test_a_clear_of_the_task_begins_the_count_anew() -> None:
 
 
 def test_an_exception_of_another_kind_follows_the_tasks_own_settings() -> None:
-    assert RetryByCause().evaluate(ValueError("x"), 1, 3).action is RetryAction.DEFAULT
+    decision = RetryByCause().evaluate(ValueError("x"), 1, 3)
+    assert decision.action is RetryAction.DEFAULT and "ValueError has no diagnosis" in str(decision.reason)
 
 
 def test_a_users_own_policy_wins() -> None:

@@ -118,7 +118,10 @@ class RetryByCause(RetryPolicy):
         """See :meth:`airflow.sdk.RetryPolicy.evaluate`; Airflow logs the reason."""
         decision: Decision | None = getattr(exception, "decision", None)
         if decision is None:
-            return RetryDecision.default()
+            why = (
+                f"{type(exception).__name__} has no diagnosis: the task's own retries and retry_delay decide"
+            )
+            return RetryDecision(reason=why)
         if decision.action is Action.STOP:
             return RetryDecision.fail(decision.text)
         return RetryDecision.retry(decision.delay, decision.text)
