@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -122,6 +123,8 @@ def test_the_newest_complete_checkpoint_is_found_for_sft_and_ppo(tmp_path: Path)
     assert evidence.checkpoints(str(tmp_path), None)["now"]["step"] == 5
     checkpoint(tmp_path, 20, "actor", "critic")
     (checkpoint(tmp_path, 25, "actor", "critic") / "critic" / "fsdp_config.json").unlink()
+    shutil.rmtree(checkpoint(tmp_path, 30, "actor", "critic") / "actor")
+    checkpoint(tmp_path, 35, "actor")
     assert evidence.checkpoints(str(tmp_path), None)["now"]["step"] == 20
 
 

@@ -64,9 +64,9 @@ other ranks print when one has failed (a watchdog's timeout, `ChildFailedError`,
 nothing else explains the failure.
 
 What follows is up to the cause. Whatever it is, a training ends after {MOST_STALE} attempts in a row that failed by
-themselves and made no new complete checkpoint, or {MOST_TAKEN} that were preempted, lost a node or were forgotten; and a
-job that says `"retry": false` in its `reason.json` is not run again. `retries` of a task are for the rest; give an
-operator a `retry_policy` of your own to decide otherwise. What goes on within the try does so for training; a job
+themselves and made no new complete checkpoint, or {MOST_TAKEN} that were preempted, lost a node or were forgotten;
+and a job that says `"retry": false` in its `reason.json` is not run again. `retries` of a task are for the rest; give
+an operator a `retry_policy` of your own to decide otherwise. What goes on within the try does so for training; a job
 without checkpoints (a merge, an upload, a script of yours) is begun anew up to {MOST_TAKEN - 1} times within the try,
 and not against its time limit: there its `retries` count. A sensor of another task's job never has it run again.
 """
