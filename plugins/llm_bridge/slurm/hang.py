@@ -218,6 +218,7 @@ class HangWatch:
     async def _tell(self, said: str, found: dict[str, Any]) -> None:
         job = self._job
         facts = [
+            ("Class", "hang"),
             ("Last line", (job.last() or ["(it has printed nothing)"])[-1]),
             ("Last step", found["step"]),
             ("Node", found["nodes"]),

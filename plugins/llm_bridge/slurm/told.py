@@ -48,7 +48,12 @@ async def tell_of_job(
         message = Message.of(
             occasion,
             f"{ti.dag_id}: {ti.task_id}: {what}" if ti else what,
-            [("What", what), *facts, ("Run", ti.run_id if ti else None)],
+            [
+                ("What", what),
+                *facts,
+                ("Attempt", ti.try_number if ti else None),
+                ("Run", ti.run_id if ti else None),
+            ],
             lines=lines,
             links=[*_links(ti), ("On the cluster", directory)],
         )
