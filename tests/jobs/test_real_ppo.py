@@ -84,7 +84,12 @@ def trained(
     prepared = attempt(shared, "prepare", {**data, **model})
     assert launch("prepare.py", prepared).returncode == 0
     ready = json.loads((prepared.parent / "result.json").read_text())
-    own = {"data.train_max_samples": 16, "trainer.total_epochs": 2, "trainer.total_training_steps": None}
+    own = {
+        "data.train_max_samples": 16,
+        "trainer.total_epochs": 2,
+        "trainer.total_training_steps": None,
+        "trainer.save_freq": 1,
+    }
     settings: dict[str, Any] = ppo_settings(
         device="cpu",
         nodes=1,
