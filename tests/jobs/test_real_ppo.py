@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def ray_address(cluster_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray cluster of one node with one pretended GPU, on loopback."""
+    """A Ray cluster of one node with one pretended GPU, and a token of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -32,21 +33,19 @@ def ray_address(cluster_python: str, tmp_path_factory: pytest.TempPathFactory) -
     command = [str(Path(cluster_python).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += ["--node-ip-address=127.0.0.1", "--num-cpus=8", "--num-gpus=1", "--include-dashboard=true"]
     command += ["--dashboard-port=0", "--object-store-memory=300000000", "--disable-usage-stats"]
-    with log.open("w") as output:
+    with pytest.MonkeyPatch.context() as patch, log.open("w") as output:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # A session of its own, so that all that it starts ends with it.
         ray = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        look = [
-            cluster_python,
-            "-c",
-            f"import ray; ray.init('{address}'); print(ray.cluster_resources()['GPU'])",
-        ]
-        done = subprocess.run(look, capture_output=True, text=True, timeout=120)
-        assert done.stdout.strip().endswith("1.0"), done.stderr + log.read_text()
-        yield address
-    finally:
-        os.killpg(ray.pid, signal.SIGTERM)
-        ray.wait(60)
+        try:
+            look = f"import ray; ray.init('{address}'); print(ray.cluster_resources()['GPU'])"
+            done = subprocess.run([cluster_python, "-c", look], capture_output=True, text=True, timeout=120)
+            assert done.stdout.strip().endswith("1.0"), done.stderr + log.read_text()
+            yield address
+        finally:
+            os.killpg(ray.pid, signal.SIGTERM)
+            ray.wait(60)
 
 
 def train(python: str, settings: Path, ray_address: str) -> tuple[int, list[int], str]:
