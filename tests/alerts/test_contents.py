@@ -196,6 +196,13 @@ def test_a_job_that_was_ended_because_it_hung_is_one_message_with_what_follows(
     assert title in sent["Subject"] and "gpu94: frame 0" in sent.get_body().get_content()
 
 
+def test_a_hang_that_another_triggerer_ended_is_told_as_one(posts: Any) -> None:
+    left = {"kind": "hang", "reason": "hang: no output and no new step for 30 min"}
+    occasions.retried(context(Ti(), SlurmJobFailed(EVENT | {"reason": left})))
+    ((_, said),) = posts
+    assert said["occasion"] == "hang" and said["facts"]["Evidence"] == left["reason"]
+
+
 def test_a_hang_that_was_only_reported_is_not_told_as_the_end_of_its_job(include: Any, posts: Any) -> None:
     """It has had its own message while the job went on."""
     occasions.retried(context(Ti(), SlurmJobFailed(EVENT | {"hang": HANG | {"ended": False}})))

@@ -109,6 +109,12 @@ def hang_of(context: Any) -> Mapping[str, Any]:
     return event.get("hang") or {}
 
 
+def ended_for_hanging(context: Any) -> bool:
+    """Whether llm-bridge ended the job that failed because it hung; reason.json says so for another triggerer."""
+    event = getattr(context.get("exception"), "event", None) or {}
+    return bool(hang_of(context).get("ended")) or (event.get("reason") or {}).get("kind") == "hang"
+
+
 def _evidence(said: list[str], event: Mapping[str, Any]) -> str:
     """Without a diagnosis: what the job itself gave as its reason, its last line, or the message's next line."""
     if reason := (event.get("reason") or {}).get("reason"):

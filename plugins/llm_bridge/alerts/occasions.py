@@ -72,7 +72,7 @@ def failed(context: Any) -> None:
 def retried(context: Any) -> None:
     """A task has failed and is tried again: told with ``retries: true``, and always of a job that hung."""
     alerts = load_alerts()
-    if contents.hang_of(context).get("ended"):
+    if contents.ended_for_hanging(context):
         tell(contents.of_failure(context, "hang"), alerts)
     elif alerts.retries:
         tell(contents.of_failure(context, "retry"), alerts)
