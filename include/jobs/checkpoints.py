@@ -72,6 +72,7 @@ class Layout:
 
     :param processes: how many processes train.
     :param contents: verl's ``checkpoint.save_contents``.
+    :param roles: the directories below it that hold shards; none where it holds them itself.
     :param positions: the files that keep the place in the data, saved last. One that is missing would make
         that process start the data anew while the others go on, and all wait for each other for ever.
     """
@@ -79,6 +80,7 @@ class Layout:
     processes: int
     contents: tuple[str, ...]
     positions: tuple[str, ...]
+    roles: tuple[str, ...] = ()
 
     @classmethod
     def sft(cls, processes: int, contents: Iterable[str], replicas: int) -> Layout:
@@ -88,12 +90,17 @@ class Layout:
     @classmethod
     def ppo(cls, processes: int, contents: Iterable[str]) -> Layout:
         """Actor, then critic if there is one, then ``data.pt``, in this order."""
-        return cls(processes, tuple(contents), ("data.pt",))
+        return cls(processes, tuple(contents), ("data.pt",), ("actor", "critic"))
 
     def parts(self, checkpoint: Path) -> list[Path]:
-        """The directories with shards: the checkpoint itself for SFT."""
-        below = [part for part in (checkpoint / "actor", checkpoint / "critic") if part.is_dir()]
-        return below or [checkpoint]
+        """The directories that must hold shards: the checkpoint itself for SFT.
+
+        Not every PPO has a critic; one that has, has it in every checkpoint. A folder without one of its two is what
+        verl leaves where it keeps fewer of the one than of the other.
+        """
+        beside = checkpoint.parent
+        roles = [r for r in self.roles if r == "actor" or any(beside.glob(f"global_step_*/{r}"))]
+        return [checkpoint / role for role in roles] or [checkpoint]
 
     def is_complete(self, checkpoint: Path) -> bool:
         """Whether training can go on from this ``global_step_N`` directory."""
@@ -161,7 +168,8 @@ def start_next_epoch_afresh(checkpoint: Path) -> None:
 
     verl 0.9.1's SFT trainer restores the data loader's position, here "nothing left", and takes that for the
     whole next epoch: it trains nothing and exits with 0. Without a stored position it starts the epoch that
-    follows from its beginning, which is where it stands (``sft_trainer.py: fit``, ``checkpoint_handler.py``).
+    follows from its beginning, which is where it stands (``sft_trainer.py: fit``, ``checkpoint_handler.py``). Its PPO
+    trainers know better (tests/jobs/test_real_ppo.py).
     """
     for position in checkpoint.glob("data_*.pt"):
         os.replace(position, _set_aside(position))

@@ -86,7 +86,7 @@ def _explained(fetch: Callable[[Any], str], key: str, repo_id: str, kind: str, b
                 kind="token_refused",
             ) from error
         raise JobError(
-            f"{key}: {endpoint} answered HTTP {status} for {repo_id}: {error}", retry=True
+            f"{key}: {endpoint} answered HTTP {status} for {repo_id}: {error}", retry=True, kind="hub_away"
         ) from error
     except (
         httpx.TransportError,
@@ -101,6 +101,7 @@ def _explained(fetch: Callable[[Any], str], key: str, repo_id: str, kind: str, b
             f"({type(error).__name__}: {error}). If compute nodes have no internet, use a partition that has it for "
             f"the prepare stage (stages.prepare.partition of the cluster's file). {copy}",
             retry=True,
+            kind="hub_away",
         ) from error
 
 

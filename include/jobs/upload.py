@@ -11,6 +11,7 @@ no new commit. It deletes nothing on the Hub. Needs huggingface_hub (1.33 or lat
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -29,19 +30,34 @@ _REPO_ID = re.compile(rf"{_REPO_PART}/{_REPO_PART}")
 
 
 class UploadError(Exception):
-    """A failure that is explained to the user without a traceback."""
+    """A failure that is explained to the user without a traceback.
+
+    :param kind: its class, a name of llm_bridge/failures/kinds.py; None where none fits.
+    """
 
     exit_code = 1
+    kind: str | None = None
+
+    def __init__(self, text: str, kind: str | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind or self.kind
+
+    def as_json(self, text: str) -> dict[str, Any]:
+        """Content of reason.json."""
+        about = {"reason": text, "retry": self.exit_code == UploadError.exit_code}
+        return {**about, "kind": self.kind} if self.kind else about
 
 
 class BadInput(UploadError):
     exit_code = 2
+    kind = "bad_config"
 
 
 class BadToken(UploadError):
     """The token is missing, was refused, or may not write there."""
 
     exit_code = 3
+    kind = "token_refused"
 
 
 @dataclass
@@ -281,22 +297,34 @@ def run(settings: Settings, paths: list[Path], skipped: list[str], token: str, s
 def explain(error: BaseException, endpoint: str) -> UploadError | None:
     """Translate what huggingface_hub raises into something to act on; None for what nobody foresaw."""
     status = getattr(getattr(error, "response", None), "status_code", None)
+    said = " ".join(str(error).split())
+    if status == 403 and re.search("storage (limit|patterns)", said):
+        return UploadError(
+            f"the Hub at {endpoint} has no more room for this account: {said}\nFree space there, upgrade its "
+            "plan, or use a public repository or another owner.",
+            "disk_full",
+        )
     if status in (401, 403):
         return BadToken(
-            f"the Hub at {endpoint} does not allow this token to do that ({status}): {error}\nUse a token "
+            f"the Hub at {endpoint} does not allow this token to do that ({status}): {said}\nUse a token "
             "with write access to the repository's owner, or a repo_id whose owner the token may write to."
         )
     if status is not None:
-        return UploadError(f"the Hub at {endpoint} answered {status}: {error}\nRun this again to go on.")
+        kind = "hub_away" if status in (408, 429) or status >= 500 else None
+        return UploadError(f"the Hub at {endpoint} answered {status}: {said}\nRun this again to go on.", kind)
     if isinstance(error, ImportError):
-        return UploadError(f"{error}. Activate the environment that has it; this is {sys.executable}")
+        text = f"{error}. Activate the environment that has it; this is {sys.executable}"
+        return UploadError(text, "environment")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UploadError(f"{error.strerror}: {error.filename or 'a file'}", "disk_full")
     if isinstance(error, OSError) and error.filename:
-        return BadInput(f"{error.strerror}: {error.filename}")
+        return BadInput(f"{error.strerror}: {error.filename}", "missing_path")
     # By name, because the HTTP library is httpx in huggingface_hub 1.x and httpx2 in 2.x.
     if {kind.__name__ for kind in type(error).__mro__} & {"TransportError", "ConnectionError"}:
         return UploadError(
-            f"cannot reach the Hub at {endpoint}: {error}\nCheck HF_ENDPOINT (--endpoint), HF_HUB_OFFLINE, "
-            "the proxy variables, and whether this node has access to that network; then run this again."
+            f"cannot reach the Hub at {endpoint}: {said}\nCheck HF_ENDPOINT (--endpoint), HF_HUB_OFFLINE, "
+            "the proxy variables, and whether this node has access to that network; then run this again.",
+            "hub_away",
         )
     # An upload thread's error arrives wrapped in a RuntimeError without details.
     return explain(error.__cause__, endpoint) if error.__cause__ else None
@@ -317,9 +345,14 @@ def prepare_environment(settings: Settings) -> str:
 def main(argv: list[str]) -> int:
     # For a job's log file: lines in the order of events, and no failure over the letters of a file name.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    token, endpoint = None, ""
+    token, endpoint, reason = None, "", None
     try:
         settings = parse_arguments(argv)
+        if (
+            settings.result
+        ):  # what explains a failure lies beside it; Slurm may run a job again in the same place
+            reason = settings.result.with_name("reason.json")
+            reason.unlink(missing_ok=True)
         # Before all checks: a token file that is to be deleted must not be left behind.
         token, source = read_token(settings)
         check_repo_id(settings.repo_id)
@@ -327,7 +360,7 @@ def main(argv: list[str]) -> int:
             paths, skipped = find_files(settings.model_dir)
             check_model(settings.model_dir, paths)
         except NotAModel as error:
-            raise BadInput(str(error)) from None
+            raise BadInput(str(error), "missing_path") from None
         endpoint = prepare_environment(settings)
         if token is None:
             token, source = default_token()
@@ -335,8 +368,11 @@ def main(argv: list[str]) -> int:
         return 0
     except Exception as error:
         known = error if isinstance(error, UploadError) else explain(error, endpoint)
-        text = f"upload.py: {known}" if known else traceback.format_exc()
-        print(text.replace(token, "[token]") if token else text, file=sys.stderr)
+        text = str(known) if known else traceback.format_exc()
+        text = text.replace(token, "[token]") if token else text
+        print(f"upload.py: {text}" if known else text, file=sys.stderr)
+        if known and reason and reason.parent.is_dir():
+            write_json(reason, known.as_json(text))
         return known.exit_code if known else 1
 
 

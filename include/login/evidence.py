@@ -128,8 +128,9 @@ def complete(checkpoint):
     As include/jobs/checkpoints.py, without knowing what the recipe saves: of each kind of shard that is there, all
     processes' must be, and whole; the place in the data must be there.
     """
-    parts = [os.path.join(checkpoint, name) for name in ("actor", "critic")]
-    parts = [part for part in parts if os.path.isdir(part)] or [checkpoint]
+    beside = glob.escape(os.path.dirname(checkpoint))
+    roles = [name for name in ("actor", "critic") if glob.glob(os.path.join(beside, "global_step_*", name))]
+    parts = [os.path.join(checkpoint, name) for name in roles] or [checkpoint]
     positions = glob.glob(os.path.join(glob.escape(checkpoint), "data*.pt*"))
     newest = max([os.stat(path).st_mtime for path in positions] or [0])
     for part in parts:

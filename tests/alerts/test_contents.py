@@ -14,6 +14,7 @@ import yaml
 from llm_bridge.alerts import late as late_run
 from llm_bridge.alerts import occasions
 from llm_bridge.alerts.config import Alerts
+from llm_bridge.failures.diagnosis import titled
 from llm_bridge.failures.errors import SlurmJobFailed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,10 +155,58 @@ def test_a_teardown_that_fell_with_another_task_is_not_told_again(posts: Any) ->
     assert len(posts) == 1
 
 
-def test_a_try_that_is_followed_by_another_says_so(posts: Any) -> None:
+def test_a_try_that_is_followed_by_another_says_so_on_request(include: Any, posts: Any) -> None:
+    occasions.retried(context(Ti(), RuntimeError("node failed")))
+    assert posts == []
+    include(http={"conn_id": "hook"}, retries=True)
     occasions.retried(context(Ti(), RuntimeError("node failed")))
     assert "failed and is tried again" in posts[0][1]["title"]
     assert posts[0][1]["facts"]["Next"] == "it is tried again by itself"
+
+
+HANG = {
+    "for": "30 min", "limit_minutes": 30, "nodes": "gpu[94-95]", "step": "step 41", "ended": True,
+    "stacks": [f"gpu94: frame {number}" for number in range(40)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("retries", [False, True])
+@pytest.mark.parametrize(
+    ("callback", "occasion", "title"),
+    [
+        (occasions.retried, "hang", "sft.train hung, was ended for that and is tried again"),
+        (occasions.failed, "failure", "sft.train failed"),
+    ],
+)
+def test_a_job_that_was_ended_because_it_hung_is_one_message_with_what_follows(
+    include: Any, posts: Any, mails: Any, retries: bool, callback: Any, occasion: str, title: str
+) -> None:
+    mail = {"conn_id": "mail", "sender": "a@example.org", "to": ["b@example.org"]}
+    include(http={"conn_id": "hook"}, email=mail, retries=retries)
+    error = SlurmJobFailed(EVENT | {"hang": HANG, "last_lines": [f"line {number}" for number in range(40)]})
+    found = titled("hang", "hang: no output and no new step for 30 min, after step 41", next="what follows")
+    error.diagnosis = found
+    callback(context(Ti(), error))
+    ((_, said),) = posts
+    assert said["occasion"] == occasion and title in said["title"]
+    assert said["facts"]["Evidence"] == found.evidence and said["facts"]["Next"] == "what follows"
+    assert said["facts"]["Node"] == "gpu[94-95]"
+    assert "line 39" in said["lines"] and "gpu94: frame 0" in said["lines"]
+    (sent,) = mails
+    assert title in sent["Subject"] and "gpu94: frame 0" in sent.get_body().get_content()
+
+
+def test_a_hang_that_another_triggerer_ended_is_told_as_one(posts: Any) -> None:
+    left = {"kind": "hang", "reason": "hang: no output and no new step for 30 min"}
+    occasions.retried(context(Ti(), SlurmJobFailed(EVENT | {"reason": left})))
+    ((_, said),) = posts
+    assert said["occasion"] == "hang" and said["facts"]["Evidence"] == left["reason"]
+
+
+def test_a_hang_that_was_only_reported_is_not_told_as_the_end_of_its_job(include: Any, posts: Any) -> None:
+    """It has had its own message while the job went on."""
+    occasions.retried(context(Ti(), SlurmJobFailed(EVENT | {"hang": HANG | {"ended": False}})))
+    assert posts == []
 
 
 def test_a_run_that_succeeds_after_it_had_failed_is_told_as_a_recovery_once(posts: Any) -> None:

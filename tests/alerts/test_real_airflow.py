@@ -45,7 +45,7 @@ def airflow(include: Any, posts: Any, mended: Path, tmp_path: Path) -> Iterator[
     )
     try:
         airflow.start()
-        for dag in ("alerting", "late"):
+        for dag in ("alerting", "late", "hanging"):
             airflow.api().wait_for_dag(dag)
             airflow.api().unpause(dag)
         yield airflow
@@ -83,6 +83,18 @@ def test_one_alert_a_failure_one_for_its_recovery_and_one_for_a_late_run(
     assert api.wait("alerting", "two", 90) == "success"
     eventually(lambda: of("success", posts))
     assert sorted(said["occasion"] for _, said in posts) == ["failure", "late", "recovery", "success"]
+
+
+def test_a_hang_that_is_tried_again_is_one_alert_and_one_without_a_try_left_is_one_failure(
+    airflow: LocalAirflow, posts: Any
+) -> None:
+    api = airflow.api()
+    api.trigger("hanging", {}, "one")
+    assert api.wait("hanging", "one", 90) == "failed"
+    eventually(lambda: of("failure", posts))
+    assert [said["occasion"] for _, said in posts] == ["hang", "failure"]
+    assert [said["facts"]["Attempt"] for _, said in posts] == ["1 of 2", "2 of 2"]
+    assert all("gpu95: stuck" in said["lines"] for _, said in posts)
 
 
 def of(occasion: str, posts: Any) -> Any:

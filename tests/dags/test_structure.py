@@ -89,15 +89,8 @@ def test_every_task_but_the_summary_alerts_on_failure_and_the_summary_on_success
         assert names == (["run_failed"] if task.task_id == "summary" else ["failed"])
         names = [callback.__name__ for callback in task.on_success_callback or []]
         assert names == (["run_succeeded"] if task.task_id == "summary" else [])
-        assert not task.on_retry_callback
-
-
-def test_a_failure_that_is_tried_again_is_told_on_request(alerting: Path) -> None:
-    from llm_bridge.pipeline import post_training
-
-    alerting.write_text("http: {conn_id: hook}\nretries: true\n")
-    told = [task.task_id for task in post_training("x").tasks if task.on_retry_callback]
-    assert "sft.train" in told and "summary" not in told
+        names = [callback.__name__ for callback in task.on_retry_callback or []]
+        assert names == ([] if task.task_id == "summary" else ["retried"])
 
 
 def test_only_the_dags_that_are_named_have_a_deadline(alerting: Path) -> None:

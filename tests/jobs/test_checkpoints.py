@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,22 @@ def test_contents_that_were_not_to_be_saved_are_not_missed(tmp_path: Path) -> No
     (checkpoint / "optim_world_size_2_rank_0.pt").unlink()
     assert missing(checkpoint, ["model", "extra", "hf_model"]) == []
     assert missing(checkpoint, CONTENTS) == ["optim_world_size_2_rank_0.pt"]
+
+
+@pytest.mark.parametrize("lost", ["actor", "critic"])
+def test_a_ppo_checkpoint_without_one_of_its_two_models_is_not_gone_on_from(
+    tmp_path: Path, lost: str
+) -> None:
+    """What verl leaves of one where it keeps fewer of the one than of the other."""
+    layout = Layout.ppo(2, CONTENTS)
+    ppo_checkpoint(tmp_path, 1)
+    shutil.rmtree(ppo_checkpoint(tmp_path, 2) / lost)
+    assert rewind(tmp_path, layout) == 1
+
+
+def test_a_ppo_without_a_critic_has_complete_checkpoints(tmp_path: Path) -> None:
+    shutil.rmtree(ppo_checkpoint(tmp_path, 1) / "critic")
+    assert rewind(tmp_path, Layout.ppo(2, CONTENTS)) == 1
 
 
 def test_a_checkpoint_at_an_epochs_end_forgets_its_place_and_stays_complete(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -135,9 +136,24 @@ def test_a_node_that_fails_under_a_job_which_slurm_starts_anew_is_no_failure(
 def test_two_attempts_in_a_row_without_a_new_checkpoint_end_it_although_tries_are_left(
     slurm: Any, new_task: Any
 ) -> None:
-    """It is preempted before it has saved anything, twice."""
-    cause = causes.replace_steps(BY_NAME["preempted"], 1000, save_freq=1000, name="preempted_idle")
+    """It fails by itself before it has saved anything, twice."""
+    cause = replace(BY_NAME["preempted"], name="no_progress", settings={**causes.TRAINS, "seconds": "many"})
     task, made = new_task("fail-no-progress"), operator(cause, slurm)
+    assert made.retry_policy
+    for tried, action in ((1, RetryAction.RETRY), (2, RetryAction.FAIL)):
+        with pytest.raises(SlurmJobFailed) as caught:
+            task.run(made)
+        assert caught.value.diagnosis and caught.value.diagnosis.kind == "unknown"
+        assert made.retry_policy.evaluate(caught.value, tried, 2).action is action
+        task.retry()
+    assert "2 attempts in a row made no new complete checkpoint" in str(caught.value)
+
+
+def test_a_training_that_is_preempted_before_it_saves_keeps_its_tries_but_does_not_go_on_for_ever(
+    slurm: Any, new_task: Any
+) -> None:
+    cause = causes.replace_steps(BY_NAME["preempted"], 1000, save_freq=1000, name="preempted_idle")
+    task, made = new_task("fail-always-preempted"), operator(cause, slurm)
     seen: list[int] = []
 
     def meddle(number: int, job_id: str) -> None:
@@ -146,8 +162,8 @@ def test_two_attempts_in_a_row_without_a_new_checkpoint_end_it_although_tries_ar
         assert cause.meddle
         cause.meddle(slurm, job_id)
 
-    with pytest.raises(SlurmJobFailed, match="2 attempts in a row made no new complete checkpoint") as caught:
+    with pytest.raises(SlurmJobFailed, match="5 jobs in a row were lost before a new complete") as caught:
         follow(task, made, meddle)
-    assert seen == [1, 2] and caught.value.diagnosis and caught.value.diagnosis.kind == "preempted"
+    assert seen == [1, 2, 3, 4, 5] and caught.value.diagnosis and caught.value.diagnosis.kind == "preempted"
     assert made.retry_policy
     assert made.retry_policy.evaluate(caught.value, 1, 2).action is RetryAction.FAIL

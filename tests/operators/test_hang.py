@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_bridge.alerts import occasions
 from llm_bridge.failures.errors import SlurmJobFailed
+from llm_bridge.slurm.explain import explain_slurm
 from llm_bridge.slurm.operators import SlurmSubmitOperator
+from llm_bridge.slurm.sensors import SlurmJobSensor
 from llm_bridge.slurm.triggers import SlurmJobTrigger
 
 # The job stops itself as SIGSTOP from outside would stop it, and nothing of it goes on.
@@ -110,8 +113,8 @@ def test_a_stopped_job_is_told_with_last_line_node_and_what_its_processes_do_onc
         scancel(slurm, trigger)
 
 
-def test_a_hang_that_is_to_be_retried_ends_the_job_and_the_next_try_submits_another(
-    task: Any, told: Any
+def test_a_hang_that_is_to_be_retried_ends_the_job_and_is_told_once_by_what_becomes_of_its_task(
+    slurm: Any, task: Any, told: Any
 ) -> None:
     operator = SlurmSubmitOperator(
         task_id="t", cluster="test", script=HANGS, hang_minutes=LIMIT, on_hang="retry"
@@ -126,11 +129,66 @@ def test_a_hang_that_is_to_be_retried_ends_the_job_and_the_next_try_submits_anot
     )
     assert failed.value.event["notice"].startswith("hang: no output")
     assert "It hung: no output and no new step" in str(failed.value)
-    assert [said["occasion"] for said in told] == ["hang"] and "next try" in told[0]["facts"]["Next"]
-    first = task.xcoms["slurm_job"]["job_id"]
+    assert told == []
+    for callback, occasion in ((occasions.retried, "hang"), (occasions.failed, "failure")):
+        callback({**task.context, "exception": failed.value})
+        said = told.pop()
+        assert said["occasion"] == occasion and said["facts"]["Class"] == "hang" and told == []
+        assert "step one" in said["lines"] and any("T (stopped)" in line for line in said["lines"])
+        assert said["facts"]["Next"].startswith("tries again at once, without n")
+    # A triggerer that took over while the job was being ended would know it, too.
+    directory, first = task.xcoms["slurm_job"]["directory"], task.xcoms["slurm_job"]["job_id"]
+    event = asyncio.run(SlurmJobTrigger("test", first, directory).outcome())
+    assert event["notice"] == "" and event["hang"] is None and event["reason"]["kind"] == "hang"
+    heir = explain_slurm(task.context, operator, event, operator.describe(task.context))
+    assert heir.diagnosis.kind == "hang" and heir.diagnosis.evidence.startswith("hang: no output")
     task.retry()
     again = SlurmSubmitOperator(task_id="t", cluster="test", script="#!/bin/bash\necho well\n")
     assert task.run(again)["job_id"] != first
+
+
+def test_a_sensor_tells_of_a_stopped_job_once_and_goes_on_with_it_when_it_wakes(
+    slurm: Any, task: Any, told: Any, logged: Callable[[], list[str]]
+) -> None:
+    script = (
+        '#!/bin/bash\necho $$ > "$ATTEMPT_DIR/pid"\necho step one\n'
+        'for i in $(seq 100); do sleep 0.2; [ -e "$ATTEMPT_DIR/go_on" ] && break; done\n'
+        """echo step two\necho '{"answer": 42}' > "$ATTEMPT_DIR/result.json"\n"""
+    )
+    submitted = task.run(SlurmSubmitOperator(task_id="t", cluster="test", script=script, wait=False))
+    trigger = task.start(SlurmJobSensor(task_id="wait", submitted=submitted, hang_minutes=LIMIT))
+
+    def signal(name: str) -> None:
+        where = slurm.run(
+            "login", ["squeue", "-h", "-o", "%N", "-j", trigger.job_id], user="svc"
+        ).stdout.strip()
+        read = slurm.run("login", ["cat", f"{trigger.directory}/pid"], user="svc")
+        slurm.run(where, ["kill", f"-{name}", read.stdout.strip()])
+
+    async def scene() -> Any:
+        following = asyncio.create_task(trigger.outcome())
+        pid = ["test", "-s", f"{trigger.directory}/pid"]
+        await until(lambda: slurm.run("login", pid, user="svc").returncode == 0)
+        signal("STOP")
+        await until(lambda: told)
+        slurm.run("login", ["touch", f"{trigger.directory}/go_on"], user="svc")
+        signal("CONT")
+        return await following
+
+    try:
+        event = asyncio.run(scene())
+    finally:
+        scancel(slurm, trigger)
+    assert event["info"]["state"] == "COMPLETED" and event["hang"] is None
+    assert [said["occasion"] for said in told] == ["hang"] and "nothing is done" in told[0]["facts"]["Next"]
+    assert any("goes on: it was silent for" in line for line in logged())
+    sensor = SlurmJobSensor(task_id="wait", submitted=submitted)
+    assert sensor.execute_complete(task.context, event) == {"answer": 42}
+
+
+def test_a_sensor_refuses_to_end_the_job_of_another_task() -> None:
+    with pytest.raises(ValueError, match="on_hang='retry': SlurmJobSensor cannot submit"):
+        SlurmJobSensor(task_id="wait", submitted={}, hang_minutes=5, on_hang="retry")
 
 
 def test_a_job_that_is_silent_within_its_limit_is_not_called_hung(task: Any, told: Any) -> None:

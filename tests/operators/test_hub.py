@@ -6,41 +6,52 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import AirflowFailException
 
+from llm_bridge.alerts import contents
+from llm_bridge.failures.decision import RetryByCause
+from llm_bridge.failures.errors import HubUploadFailed
 from llm_bridge.hub.operators import HubUploadOperator
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_test_of_the_worker_upload"
 
 
+class Hub:
+    """A test Hub in a process of its own.
+
+    :param folder: for its files; kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        tokens, self.root = folder / "tokens.json", folder / "root"
+        tokens.write_text(json.dumps({TOKEN: {"user": "alice", "role": "write", "orgs": []}}))
+        argv = [sys.executable, "-m", "local_hub", "--root", str(self.root), "--port", "0"]
+        argv += ["--tokens", str(tokens)]
+        self.server = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.server.stdout
+        self.url = self.server.stdout.readline().split(" at ")[1].split()[0]
+
+    def stop(self) -> None:
+        self.server.kill()
+        self.server.wait(10)
+
+
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a test Hub of our own."""
-    folder = tmp_path_factory.mktemp("hub")
-    tokens = folder / "tokens.json"
-    tokens.write_text(json.dumps({TOKEN: {"user": "alice", "role": "write", "orgs": []}}))
-    argv = [
-        sys.executable,
-        "-m",
-        "local_hub",
-        "--root",
-        str(folder / "root"),
-        "--port",
-        "0",
-        "--tokens",
-        str(tokens),
-    ]
-    server = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert server.stdout
-    yield server.stdout.readline().split(" at ")[1].split()[0]
-    server.terminate()
-    server.wait(10)
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A test Hub of our own."""
+    found = Hub(tmp_path_factory.mktemp("hub"))
+    yield found
+    found.stop()
 
 
 @pytest.fixture
@@ -61,12 +72,31 @@ def upload(model: Path, **changes: Any) -> HubUploadOperator:
 
 
 @pytest.fixture
-def connection(hub: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def set_token(token: str) -> None:
-        value = {"conn_type": "generic", "host": hub, "password": token}
+def connection(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def set_token(token: str, url: str = hub.url) -> None:
+        value = {"conn_type": "generic", "host": url, "password": token}
         monkeypatch.setenv("AIRFLOW_CONN_HUB_TEST", json.dumps(value))
 
     return set_token
+
+
+def failed(task: Any, operator: HubUploadOperator) -> HubUploadFailed:
+    """The failure that the operator ends with, which carries all that alerts and retries read."""
+    with pytest.raises(HubUploadFailed) as caught:
+        operator.execute(task.context)
+    error = caught.value
+    assert error.diagnosis and error.decision
+    assert task.xcoms["diagnosis"] == error.diagnosis.as_dict()
+    assert "reason.json" in error.diagnosis.source and (error.diagnosis.attempt, error.diagnosis.of) == (1, 3)
+    said = contents.of_failure({**task.context, "exception": error}, "failure")
+    facts = dict(said.facts)
+    assert facts["Class"] == error.diagnosis.kind and facts["Evidence"] == error.diagnosis.evidence
+    assert facts["Next"] == error.decision.text and facts["You can"] == error.diagnosis.advice
+    return error
+
+
+def retry(error: HubUploadFailed) -> RetryAction:
+    return RetryByCause().evaluate(error, 1, 3).action
 
 
 def test_a_worker_uploads_a_folder_that_it_can_read(task: Any, model: Path, connection: Any) -> None:
@@ -80,15 +110,76 @@ def test_a_refused_token_fails_at_once_and_is_in_no_message(
     task: Any, model: Path, connection: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connection("hf_wrong_token_12345")
-    with pytest.raises(AirflowFailException, match="token") as error:
-        upload(model).execute(task.context)
-    assert "hf_wrong_token_12345" not in str(error.value) + capsys.readouterr().out
+    error = failed(task, upload(model))
+    assert isinstance(error, AirflowFailException) and retry(error) is RetryAction.FAIL
+    assert error.diagnosis.kind == "token_refused" and "refused the token (401)" in error.diagnosis.evidence
+    assert "hf_wrong_token_12345" not in str(error) + str(task.xcoms) + capsys.readouterr().out
 
 
 def test_a_folder_without_a_model_names_what_is_missing(task: Any, tmp_path: Path, connection: Any) -> None:
     connection(TOKEN)
-    with pytest.raises(AirflowFailException, match=r"config\.json"):
-        upload(tmp_path).execute(task.context)
+    error = failed(task, upload(tmp_path))
+    assert isinstance(error, AirflowFailException) and retry(error) is RetryAction.FAIL
+    assert error.diagnosis.kind == "missing_path" and "config.json" in error.diagnosis.evidence
+
+
+def test_a_repository_name_that_cannot_be_is_a_wrong_setting(task: Any, model: Path, connection: Any) -> None:
+    connection(TOKEN)
+    error = failed(task, upload(model, repo_id="no-owner"))
+    assert error.diagnosis.kind == "bad_config" and "OWNER/NAME" in error.diagnosis.evidence
+
+
+def test_an_account_without_room_is_told_as_a_quota_and_not_as_a_bad_token(
+    task: Any, model: Path, connection: Any
+) -> None:
+    """The Hub says both with 403. This server knows the token, and answers all else as the Hub does then."""
+    said = "Private repository storage limit reached, please upgrade your plan to increase your private storage limit."
+
+    class Full(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path == "/api/whoami-v2"
+            self.send_response(200 if known else 404)
+            self.send_header("X-Error-Code", "" if known else "RepoNotFound")
+            self.end_headers()
+            self.wfile.write(b'{"name": "alice"}' if known else b"{}")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(403)
+            self.send_header("X-Error-Message", said)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Full)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    connection(TOKEN, f"http://127.0.0.1:{server.server_port}")
+    error = failed(task, upload(model))
+    server.shutdown()
+    assert error.diagnosis.kind == "disk_full" and said in error.diagnosis.evidence
+    assert retry(error) is RetryAction.FAIL
+
+
+def test_a_hub_that_stops_in_the_middle_is_tried_again(
+    task: Any, model: Path, connection: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It is killed once it has made the repository, with the weights still to come."""
+    hub = Hub(tmp_path_factory.mktemp("stops"))
+    connection(TOKEN, hub.url)
+    (model / "model.safetensors").write_bytes(os.urandom(30_000_000))
+
+    def stop_in_the_middle() -> None:
+        while not [path for path in hub.root.rglob("*") if path.name == "model"]:
+            time.sleep(0.01)
+        hub.stop()
+
+    stopping = threading.Thread(target=stop_in_the_middle)
+    stopping.start()
+    error = failed(task, upload(model))
+    stopping.join()
+    assert error.diagnosis.kind == "hub_away" and "cannot reach the Hub" in error.diagnosis.evidence
+    assert retry(error) is RetryAction.RETRY and not isinstance(error, AirflowFailException)
 
 
 def test_missing_arguments_are_told_when_the_dag_is_parsed(model: Path) -> None:

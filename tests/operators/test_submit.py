@@ -116,6 +116,8 @@ def test_an_id_that_was_never_written_on_the_cluster_is_found_by_the_jobs_name(
 
 def test_a_cleared_task_cancels_the_old_job_before_the_new_one(task: Any, slurm: Any) -> None:
     old = task.start(submit("sleep 60"))
+    # One that only begins when it is given up ends by itself (batch.sh.j2).
+    until((slurm.workspace / old.directory / "started.json").exists)
     task.clear()
     done = task.run(submit("true"))
     assert done["job_id"] != old.job_id

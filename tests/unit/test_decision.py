@@ -44,10 +44,12 @@ def test_what_would_fail_again_stops_at_once_although_retries_are_left(kind: str
     assert RetryByCause().evaluate(error, 1, 3).action is RetryAction.FAIL  # type: ignore[arg-type]
 
 
-def test_a_job_that_slurm_has_forgotten_comes_again_unless_it_is_another_tasks() -> None:
-    forgotten = titled("forgotten", "x")
-    assert decide(forgotten, Ledger(), Circumstances()).action is Action.CONTINUE
-    sensors = decide(forgotten, Ledger(), Circumstances(can_continue=False))
+@pytest.mark.parametrize("kind", ["forgotten", "preempted", "node_failure", "network", "unknown"])
+def test_a_job_of_another_task_that_is_over_is_not_looked_at_again(kind: str) -> None:
+    """A sensor's retry would follow the same job to the same end."""
+    found = titled(kind, "x")
+    assert decide(found, Ledger(), Circumstances()).action is not Action.STOP
+    sensors = decide(found, Ledger(), Circumstances(can_continue=False, theirs=True))
     assert sensors.action is Action.STOP and "clear that one" in sensors.text
 
 
@@ -75,7 +77,7 @@ def test_a_node_under_a_gpu_that_was_too_small_is_not_to_blame() -> None:
     assert decide(titled("cuda_oom", "x", node="n2"), Ledger(), TRAINING).nodes == ()
 
 
-@pytest.mark.parametrize("kind", ["preempted", "time_limit", "node_failure", "network", "unknown"])
+@pytest.mark.parametrize("kind", ["time_limit", "network", "unknown", "hang"])
 def test_two_attempts_in_a_row_without_a_new_checkpoint_end_it(kind: str) -> None:
     assert decide(titled(kind, "x"), Ledger(stale=1), TRAINING).action is not Action.STOP
     decision = decide(titled(kind, "x"), Ledger(stale=2, step=40), TRAINING)
@@ -83,10 +85,33 @@ def test_two_attempts_in_a_row_without_a_new_checkpoint_end_it(kind: str) -> Non
     assert "2 attempts in a row made no new complete checkpoint (newest: step 40)" in decision.text
 
 
+@pytest.mark.parametrize("kind", ["preempted", "node_failure"])
+def test_what_was_taken_away_leaves_the_trainings_own_tries_alone(kind: str) -> None:
+    """Lost three times before its first checkpoint, it still has both tries for a fault of its own."""
+    here = context()
+    for name in "abc":
+        lost = count(here, name, before=None, step=None, taken=True)
+        assert decide(titled(kind, "x"), lost, TRAINING).action is Action.CONTINUE
+    fault = count(here, "d", before=None, step=None)
+    assert (fault.stale, fault.taken) == (1, 3)
+    assert decide(titled("network", "x"), fault, TRAINING).action is Action.LATER
+    assert (
+        decide(titled("network", "x"), count(here, "e", before=None, step=None), TRAINING).action
+        is Action.STOP
+    )
+    assert count(here, "f", before=None, step=5, taken=True).taken == 0
+
+
+def test_a_training_that_is_always_taken_away_before_it_saves_ends_with_what_to_change() -> None:
+    assert decide(titled("preempted", "x"), Ledger(taken=4), TRAINING).action is Action.CONTINUE
+    decision = decide(titled("preempted", "x"), Ledger(taken=5), TRAINING)
+    assert decision.action is Action.STOP and "save_freq" in decision.text
+
+
 def test_a_job_without_checkpoints_is_not_started_anew_against_its_time_limit_or_for_ever() -> None:
     plain = Circumstances()
-    assert decide(titled("preempted", "x"), Ledger(stale=1), plain).action is Action.CONTINUE
-    assert decide(titled("preempted", "x"), Ledger(stale=3), plain).action is Action.LATER
+    assert decide(titled("preempted", "x"), Ledger(taken=1), plain).action is Action.CONTINUE
+    assert decide(titled("preempted", "x"), Ledger(taken=5), plain).action is Action.LATER
     assert decide(titled("time_limit", "x"), Ledger(stale=1), plain).action is Action.LATER
 
 
@@ -123,7 +148,8 @@ def test_a_clear_of_the_task_begins_the_count_anew() -> None:
 
 
 def test_an_exception_of_another_kind_follows_the_tasks_own_settings() -> None:
-    assert RetryByCause().evaluate(ValueError("x"), 1, 3).action is RetryAction.DEFAULT
+    decision = RetryByCause().evaluate(ValueError("x"), 1, 3)
+    assert decision.action is RetryAction.DEFAULT and "ValueError has no diagnosis" in str(decision.reason)
 
 
 def test_a_users_own_policy_wins() -> None:

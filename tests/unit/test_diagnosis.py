@@ -8,7 +8,7 @@ import pytest
 
 from llm_bridge.failures.accounting import Accounting, parse, seconds, size
 from llm_bridge.failures.diagnosis import Diagnosis
-from llm_bridge.failures.evidence import Evidence, Match
+from llm_bridge.failures.evidence import Evidence, Match, with_answer
 from llm_bridge.failures.kinds import KINDS
 from llm_bridge.failures.rules import diagnose
 from llm_bridge.failures.signatures import BY_ID
@@ -137,6 +137,13 @@ def test_a_command_that_is_not_there_is_known_by_its_exit_code() -> None:
     assert failed(info=None, ray={"status": "FAILED", "driver_exit_code": 127}).kind == "environment"
 
 
+def test_a_step_tells_what_its_batch_script_answered_with_a_code_of_its_own() -> None:
+    gone = failed(accounting=Accounting("FAILED", exit_code="1:0", derived="127:0"), last_line="exec: nope")
+    assert gone.kind == "environment" and gone.evidence.startswith("exit code 127")
+    killed = Accounting("FAILED", exit_code="1:0", derived="0:9", max_rss=95, node_mem=100)
+    assert failed(accounting=killed).kind == "host_oom"
+
+
 def test_a_full_disk_is_noticed_where_no_line_tells_it() -> None:
     assert failed(full="Disk quota exceeded").kind == "disk_full"
 
@@ -144,6 +151,10 @@ def test_a_full_disk_is_noticed_where_no_line_tells_it() -> None:
 def test_our_own_limits_and_hangs_are_told_first() -> None:
     assert failed(info=None, notice="timeout").kind == "task_limit"
     assert failed(info=None, notice="hang: no output for 30 min").kind == "hang"
+    # Another triggerer ended it, and left word of that.
+    left = {"kind": "hang", "reason": "hang: no output for 30 min"}
+    found = failed(info=info("CANCELLED"), reason=left)
+    assert (found.kind, found.evidence) == ("hang", left["reason"])
     assert failed(info=None, notice="Slurm has lost job 7: ...").kind == "forgotten"
 
 
@@ -164,6 +175,29 @@ def test_gpu_hours_are_counted_from_start_to_end_and_those_since_the_checkpoint_
     assert failed(gpus=16, trains=True, started=1000.0, ended=4600.0).lost_gpu_hours == 16.0
     old = failed(gpus=16, trains=True, started=1000.0, ended=4600.0, saved_at=900.0, step=40)
     assert old.lost_gpu_hours == 16.0
+
+
+def test_gpu_hours_are_known_of_another_tasks_job_and_of_a_driver_that_was_killed_outright() -> None:
+    saved = {"now": None, "before": None}
+    times: dict[str, Any] = {"submitted": 1000.0, "started": None, "ended": 4600.0}
+    answer = {
+        "found": [],
+        "checkpoints": saved,
+        "times": times,
+        "space": {"full": ""},
+        "users": {},
+        "last": "",
+    }
+    driver = with_answer(Evidence(gpus=8, ray={"status": "FAILED"}), answer, ())
+    assert diagnose(driver).gpu_hours == 8.0
+    sensors = with_answer(Evidence(accounting=Accounting("FAILED", elapsed=3600, gpus=16)), answer, ())
+    assert diagnose(sensors).gpu_hours == 16.0
+    never = with_answer(Evidence(gpus=8), answer, ())  # in the queue from its submission on
+    assert diagnose(never).gpu_hours is None
+
+
+def test_evidence_is_one_line() -> None:
+    assert failed(reason={"reason": "what\nwhere", "kind": "missing_path"}).evidence == "what where"
 
 
 def test_a_diagnosis_survives_its_way_through_an_xcom_of_a_newer_version() -> None:
@@ -189,6 +223,8 @@ def test_accounting_is_read_as_sacct_prints_it() -> None:
     assert told and told.cancelled_by == "1001" and told.earlier == ("PREEMPTED",)
     assert (told.max_rss, told.node_mem, told.elapsed, told.cpu_seconds) == (2 * 2**30, 4 * 2**30, 42, 1.5)
     assert parse("8", ROWS) is None
+    counted = parse("7", ROWS.replace("mem=8G,node=2", "gres/gpu=16,mem=8G,node=2"))
+    assert told.gpus == 0 and counted and counted.gpus == 16
     assert (seconds("1-02:03:04"), seconds(""), size("512M"), size("")) == (93784, 0, 512 * 2**20, 0)
 
 

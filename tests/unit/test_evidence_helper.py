@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -121,6 +123,8 @@ def test_the_newest_complete_checkpoint_is_found_for_sft_and_ppo(tmp_path: Path)
     assert evidence.checkpoints(str(tmp_path), None)["now"]["step"] == 5
     checkpoint(tmp_path, 20, "actor", "critic")
     (checkpoint(tmp_path, 25, "actor", "critic") / "critic" / "fsdp_config.json").unlink()
+    shutil.rmtree(checkpoint(tmp_path, 30, "actor", "critic") / "actor")
+    checkpoint(tmp_path, 35, "actor")
     assert evidence.checkpoints(str(tmp_path), None)["now"]["step"] == 20
 
 
@@ -137,6 +141,19 @@ def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:
     answer = read(tmp_path / "gone", checkpoints=str(tmp_path / "none"))
     assert answer["found"] == [] and answer["checkpoints"] == {"now": None, "before": None}
     assert answer["space"]["free"] > 0 and answer["space"]["full"] == ""
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC])
+def test_a_workspace_that_takes_no_more_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """No quota can be had of the kernels that these tests run on: what it says is put into fsync's mouth."""
+
+    def refuse(number: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert evidence.space(str(tmp_path))["full"] == os.strerror(code)
 
 
 def test_every_excerpt_has_one_of_its_signatures_words() -> None:

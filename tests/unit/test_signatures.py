@@ -53,6 +53,12 @@ def test_advice_and_information_are_no_evidence(line: str) -> None:
     assert found(line) == []
 
 
+def test_a_dead_ray_node_is_named() -> None:
+    signature = next(signature for signature in TABLE if signature.id == "ray_node_dead")
+    named = re.search(signature.seen, signature.excerpt)
+    assert named and named.group("node") == "gpu96"
+
+
 def test_ids_are_unique_and_classes_exist() -> None:
     assert len({signature.id for signature in TABLE}) == len(TABLE)
     assert {signature.kind for signature in TABLE} <= set(KINDS)

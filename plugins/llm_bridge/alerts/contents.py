@@ -16,6 +16,13 @@ NO_TRIES_LEFT = (
     "nothing by itself. Put the cause right and clear the task: it goes on from its newest checkpoint"
 )
 TRIED_AGAIN = "it is tried again by itself"
+VERBS: dict[Occasion, str] = {
+    "failure": "failed",
+    "retry": "failed and is tried again",
+    "hang": "hung, was ended for that and is tried again",
+}
+# Of a job that hung, so many last lines and as many of what its processes did.
+LINES_OF_HANG = 10
 
 
 def now() -> str:
@@ -29,14 +36,16 @@ def of_failure(context: Any, occasion: Occasion) -> Message:
     found = diagnosis(context)
     said = [line.strip() for line in str(exception or "").splitlines() if line.strip()]
     what = found.get("title") or (said[0] if said else "it says nothing of why")
-    verb = "failed" if occasion == "failure" else "failed and is tried again"
-    event = getattr(exception, "event", None) or {}
+    event, hang = getattr(exception, "event", None) or {}, hang_of(context)
+    lines = event.get("last_lines") or []
+    if hang:
+        lines = [*lines[-LINES_OF_HANG:], *hang["stacks"][:LINES_OF_HANG]]
     evidence = found.get("evidence") or _evidence(said, event)
     facts = [
         ("What", what),
         ("Class", found.get("kind")),
         ("Evidence", evidence if evidence != what else ""),
-        ("Node", found.get("node") or (event.get("info") or {}).get("nodes")),
+        ("Node", found.get("node") or (event.get("info") or {}).get("nodes") or hang.get("nodes")),
         ("Attempt", _attempt(ti, found)),
         ("GPU-hours", _gpu_hours(found)),
         ("Next", found.get("next") or (NO_TRIES_LEFT if occasion == "failure" else TRIED_AGAIN)),
@@ -45,9 +54,9 @@ def of_failure(context: Any, occasion: Occasion) -> Message:
     ]
     return Message.of(
         occasion,
-        f"{ti.dag_id}: {_task(ti)} {verb}: {what}",
+        f"{ti.dag_id}: {_task(ti)} {VERBS[occasion]}: {what}",
         facts,
-        lines=event.get("last_lines") or (),
+        lines=lines,
         links=[
             ("Log", getattr(ti, "log_url", "")),
             ("Run", page(ti.dag_id, ti.run_id)),
@@ -92,6 +101,18 @@ def diagnosis(context: Any) -> Mapping[str, Any]:
         return {}
     left = _pulled(context["ti"], "diagnosis")
     return left if isinstance(left, Mapping) else {}
+
+
+def hang_of(context: Any) -> Mapping[str, Any]:
+    """What ``HangWatch`` found of the job that failed, if it stood still at its end; else empty."""
+    event = getattr(context.get("exception"), "event", None) or {}
+    return event.get("hang") or {}
+
+
+def ended_for_hanging(context: Any) -> bool:
+    """Whether llm-bridge ended the job that failed because it hung; reason.json says so for another triggerer."""
+    event = getattr(context.get("exception"), "event", None) or {}
+    return bool(hang_of(context).get("ended")) or (event.get("reason") or {}).get("kind") == "hang"
 
 
 def _evidence(said: list[str], event: Mapping[str, Any]) -> str:

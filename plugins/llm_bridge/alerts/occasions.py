@@ -2,6 +2,8 @@
 
 A failed task is told by itself. Tasks that fell with it (``upstream_failed``) have no callback in Airflow; a teardown
 that fails after another task and the run's last task, which fails because another one did, are not told again.
+A job that was ended because it hung is told here, by what became of its task; one that goes on is told from the trigger
+(``slurm.hang``).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def for_tasks() -> Callbacks:
     alerts = load_alerts()
     return {
         "on_failure_callback": on_failure(),
-        "on_retry_callback": [retried] if alerts.retries and not alerts.silent else [],
+        "on_retry_callback": [] if alerts.silent else [retried],
     }
 
 
@@ -68,8 +70,12 @@ def failed(context: Any) -> None:
 
 
 def retried(context: Any) -> None:
-    """A task has failed and is tried again."""
-    tell(contents.of_failure(context, "retry"), load_alerts())
+    """A task has failed and is tried again: told with ``retries: true``, and always of a job that hung."""
+    alerts = load_alerts()
+    if contents.ended_for_hanging(context):
+        tell(contents.of_failure(context, "hang"), alerts)
+    elif alerts.retries:
+        tell(contents.of_failure(context, "retry"), alerts)
 
 
 def run_failed(context: Any) -> None:

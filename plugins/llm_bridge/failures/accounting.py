@@ -22,6 +22,7 @@ class Accounting:
 
     :param state: the newest row's, as sacct prints it ("CANCELLED by 1001").
     :param earlier: states of its earlier lives (REQUEUED, PREEMPTED, NODE_FAIL), oldest first.
+    :param gpus: that it was given on all nodes together; 0 where it had none, or Slurm does not count them.
     :param oom_step: a step that the kernel ended for want of memory, whatever the job's own state.
     :param max_rss: bytes of the largest task; 0 where nothing was sampled.
     :param node_mem: bytes that the job was given on each node; 0 where unknown.
@@ -37,6 +38,7 @@ class Accounting:
     cpu_seconds: float = 0
     max_rss: float = 0
     node_mem: float = 0
+    gpus: int = 0
     oom_step: str = ""
     earlier: tuple[str, ...] = ()
 
@@ -68,6 +70,7 @@ def parse(job_id: str, text: str) -> Accounting | None:
         cpu_seconds=seconds(last[7]),
         max_rss=max([size(row[8]) for row in steps] or [0.0]),
         node_mem=size(tres.get("mem", "")) / nodes,
+        gpus=int(tres.get("gres/gpu", "0") or 0),
         oom_step=oom[0] if oom else "",
         earlier=tuple(row[1] for row in own[:-1]),
     )

@@ -15,9 +15,12 @@ from llm_bridge.failures.ledger import Ledger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# Attempts in a row that made no new complete checkpoint. A job that has none by nature may be started anew as often
-# within one try; then its retries decide.
+# Attempts in a row that failed by themselves and made no new complete checkpoint.
 MOST_STALE = 2
+# Attempts in a row that were taken away before a new one, which says nothing against the training; but one that never
+# comes so far does not go on for ever. A job that makes none by nature goes on as often; then its retries decide.
+MOST_TAKEN = 5
+TAKEN = frozenset({"preempted", "node_failure", "forgotten"})
 # The node that failed is left out, so there is nothing to wait for.
 AT_ONCE = timedelta(seconds=5)
 # A node named under one of these is left out by the next attempts.
@@ -44,12 +47,14 @@ class Circumstances:
 
     :param trains: the job makes checkpoints. :param final: it said itself that running it again cannot help.
     :param can_continue: the operator can submit the next attempt within this try.
+    :param theirs: the job is over and another task's: the next try would look at the same end.
     :param tries_left: whether Airflow has another try for the task. :param retry_delay: before it.
     """
 
     trains: bool = False
     final: bool = False
     can_continue: bool = True
+    theirs: bool = False
     tries_left: bool = True
     retry_delay: timedelta = timedelta(seconds=300)
 
@@ -63,13 +68,17 @@ def decide(diagnosis: Diagnosis, ledger: Ledger, around: Circumstances) -> Decis
         return Decision(Action.STOP, "stops: the job itself said that running it again cannot help")
     if kind.action is Action.STOP:
         return Decision(Action.STOP, f"stops: {kind.why}")
-    if diagnosis.kind == "forgotten" and not around.can_continue:
+    if around.theirs:
         return Decision(
             Action.STOP, "stops: the job is another task's; clear that one to have it submitted again"
         )
     if around.trains and ledger.stale >= MOST_STALE:
         at = f"step {ledger.step}" if ledger.step is not None else "none at all"
         text = f"stops: {ledger.stale} attempts in a row made no new complete checkpoint (newest: {at})"
+        return Decision(Action.STOP, text)
+    if around.trains and ledger.taken >= MOST_TAKEN:
+        text = f"stops: {ledger.taken} jobs in a row were lost before a new complete checkpoint"
+        text += ": lower trainer.save_freq"
         return Decision(Action.STOP, text)
     if (
         kind.action is Action.CONTINUE
@@ -89,7 +98,7 @@ def decide(diagnosis: Diagnosis, ledger: Ledger, around: Circumstances) -> Decis
 
 def _may_continue(kind: str, ledger: Ledger, around: Circumstances) -> bool:
     """Training has its own limit; a job without checkpoints would run into its time limit again."""
-    return around.trains or (kind != "time_limit" and ledger.stale <= MOST_STALE)
+    return around.trains or (kind != "time_limit" and ledger.taken < MOST_TAKEN)
 
 
 class RetryByCause(RetryPolicy):
@@ -109,7 +118,10 @@ class RetryByCause(RetryPolicy):
         """See :meth:`airflow.sdk.RetryPolicy.evaluate`; Airflow logs the reason."""
         decision: Decision | None = getattr(exception, "decision", None)
         if decision is None:
-            return RetryDecision.default()
+            why = (
+                f"{type(exception).__name__} has no diagnosis: the task's own retries and retry_delay decide"
+            )
+            return RetryDecision(reason=why)
         if decision.action is Action.STOP:
             return RetryDecision.fail(decision.text)
         return RetryDecision.retry(decision.delay, decision.text)

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_bridge.failures.decision import MOST_STALE
+from llm_bridge.failures.decision import MOST_STALE, MOST_TAKEN
 from llm_bridge.failures.kinds import KINDS
 from llm_bridge.failures.signatures import TABLE
 
@@ -40,7 +40,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "The environment, settings and files",
         ("environment", "bad_config", "missing_path", "checkpoint_incompatible"),
     ),
-    ("Disks and tokens", ("disk_full", "token_refused")),
+    ("Disks and tokens", ("disk_full", "token_refused", "hub_away")),
     ("Everything else", ("unknown",)),
 )
 
@@ -63,11 +63,12 @@ The same is the XCom `diagnosis` of the task, and what alerts tell. Evidence is 
 other ranks print when one has failed (a watchdog's timeout, `ChildFailedError`, `ActorDiedError`) counts only where
 nothing else explains the failure.
 
-What follows is up to the cause. Whatever it is, a training ends after {MOST_STALE} attempts in a row that made no new
-complete checkpoint, and a job that says `"retry": false` in its `reason.json` is not run again. `retries` of a task are
-for the rest; give an operator a `retry_policy` of your own to decide otherwise. What goes on within the try does so
-for training; a job without checkpoints (a merge, an upload, a script of yours) is begun anew up to {MOST_STALE + 1}
-times within the try, and not against its time limit: there its `retries` count.
+What follows is up to the cause. Whatever it is, a training ends after {MOST_STALE} attempts in a row that failed by
+themselves and made no new complete checkpoint, or {MOST_TAKEN} that were preempted, lost a node or were forgotten;
+and a job that says `"retry": false` in its `reason.json` is not run again. `retries` of a task are for the rest; give
+an operator a `retry_policy` of your own to decide otherwise. What goes on within the try does so for training; a job
+without checkpoints (a merge, an upload, a script of yours) is begun anew up to {MOST_TAKEN - 1} times within the try,
+and not against its time limit: there its `retries` count. A sensor of another task's job never has it run again.
 """
 
 

@@ -69,11 +69,30 @@ class RayJobCannotSucceed(RayJobFailed, AirflowFailException):
     """The job itself said that running it again cannot help, so Airflow does not."""
 
 
+class HubUploadFailed(Explains):
+    """An upload that ran on the worker itself has failed.
+
+    :param event: ``model_dir``, ``repo_id``, ``host``, ``exit_code`` and ``last_lines``.
+    :param explained: why, and what follows.
+    """
+
+    def __init__(self, event: dict[str, Any], explained: Explained) -> None:
+        self.event = event
+        text = f"upload of {event['model_dir']} to {event['repo_id']} from worker {event['host']} failed"
+        text += f": exit code {event['exit_code']}{_quoted(event['last_lines'])}"
+        super().__init__(text, explained)
+
+
+class HubUploadCannotSucceed(HubUploadFailed, AirflowFailException):
+    """The uploader itself said that running it again cannot help, so Airflow does not: bad input, a refused token."""
+
+
 def _sentence(event: dict[str, Any]) -> str:
     head = f"Slurm job {event['job_id']} on cluster {event['cluster']!r}"
     log = f"{event['directory']}/output.log"
     if event["notice"] == "timeout":
-        return f"{head} was cancelled: the task's time limit (execution_timeout) had passed. Log on the cluster: {log}"
+        what = "was cancelled" if event["cancelled"] else "goes on, but is not waited for any more"
+        return f"{head} {what}: the task's time limit had passed. Log on the cluster: {log}"
     info = event["info"]
     if info is None:
         return f"{head} cannot be followed any more: {event['notice']}. Log on the cluster: {log}"

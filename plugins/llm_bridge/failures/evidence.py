@@ -132,8 +132,9 @@ async def collect(known: Evidence, place: Place, last_lines: Iterable[str] = ())
     A login node or slurmctld that is away takes nothing from ``known``: then the last lines have to do.
     """
     ended = known.info is not None and known.info.phase is Phase.ENDED
-    fallback = replace(known, found=in_lines(last_lines, f"{place.directory}/output.log"))
-    if not place.cluster:  # somebody else's Ray cluster
+    log = f"{place.directory}/output.log" if place.directory else "the task's log"
+    fallback = replace(known, found=in_lines(last_lines, log))
+    if not place.cluster:  # somebody else's Ray cluster, or the worker itself
         return fallback
     try:
         cluster = await asyncio.to_thread(load_cluster, place.cluster)
@@ -167,15 +168,19 @@ def request(place: Place, told: Accounting | None) -> dict[str, Any]:
 def with_answer(known: Evidence, answer: dict[str, Any], fallback: tuple[Match, ...]) -> Evidence:
     """``known`` with the helper's answer."""
     now, before = answer["checkpoints"]["now"], answer["checkpoints"]["before"]
+    times = answer["times"]
+    # A Ray job that was killed outright left no word of when it started: that was when it was submitted, more or less.
+    started = times["started"] or (times["submitted"] if known.ray else None)
     return replace(
         known,
+        gpus=known.gpus or (known.accounting.gpus if known.accounting else 0),
         found=tuple(Match(**match) for match in answer["found"]) or fallback,
         last_line=answer["last"],
         step=now["step"] if now else None,
         before=before["step"] if before else None,
         saved_at=now["at"] if now else None,
-        started=answer["times"]["started"],
-        ended=answer["times"]["ended"],
+        started=started,
+        ended=times["ended"],
         full=answer["space"]["full"],
         users=answer["users"],
     )

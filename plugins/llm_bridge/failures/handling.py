@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from llm_bridge.failures import ledger
-from llm_bridge.failures.decision import Circumstances, Decision, decide
+from llm_bridge.failures.decision import TAKEN, Circumstances, Decision, decide
 from llm_bridge.failures.diagnosis import Diagnosis
 from llm_bridge.failures.evidence import Evidence, Place, collect
 from llm_bridge.failures.kinds import Action
@@ -46,6 +46,7 @@ def explain(
     name: str,
     final: bool = False,
     can_continue: bool = True,
+    theirs: bool = False,
     last_lines: Iterable[str] = (),
 ) -> Explained:
     """Find out why an attempt failed and decide what follows: one line in the log, and the XCom ``diagnosis``.
@@ -55,6 +56,7 @@ def explain(
     :param operator: for its ``retry_delay`` and ``log``.
     :param name: of the attempt; each counts once.
     :param final: the job itself said that running it again cannot help.
+    :param can_continue: and :param theirs: as in :class:`~llm_bridge.failures.decision.Circumstances`.
     """
     ti: Any = context["ti"]
     log: logging.Logger = operator.log
@@ -65,12 +67,14 @@ def explain(
         log.exception("what the cluster knows of this failure could not be read; the rest is told without it")
         evidence = known
     diagnosis = diagnose(evidence)
-    counted = ledger.count(context, name, before=evidence.before, step=evidence.step)
+    taken = diagnosis.kind in TAKEN
+    counted = ledger.count(context, name, before=evidence.before, step=evidence.step, taken=taken)
     delay = getattr(operator, "retry_delay", None)
     around = Circumstances(
         trains=evidence.trains,
         final=final,
         can_continue=can_continue,
+        theirs=theirs,
         tries_left=ti.try_number <= ti.max_tries,
         retry_delay=delay if isinstance(delay, timedelta) else RETRY_DELAY,
     )

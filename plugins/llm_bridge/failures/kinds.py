@@ -147,8 +147,16 @@ KINDS: dict[str, Kind] = {
         "the Hub or Weights & Biases refuses the token",
         Action.STOP,
         "the same token is refused again",
-        "Put a valid token with write access into the Airflow connection that the cluster file names (hub.conn_id, "
-        "wandb_conn_id); accept the model's licence on the Hub if it is gated. Then clear the task.",
+        "Put a valid token with write access into the Airflow connection that the cluster file (hub.conn_id, "
+        "wandb_conn_id) or the task (hub_conn_id) names; accept the model's licence on the Hub if it is gated. Then "
+        "clear the task.",
+    ),
+    "hub_away": Kind(
+        "the Hub cannot be reached, or is in trouble",
+        Action.LATER,
+        "a server or a network that is away comes back",
+        "If it stays away: HF_ENDPOINT and the proxies under variables of the cluster file (on a worker: the host of "
+        "the task's hub_conn_id), or a partition whose nodes reach the internet for the stage.",
     ),
     "hang": Kind(
         "the job stood still",

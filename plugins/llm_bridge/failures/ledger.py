@@ -19,7 +19,8 @@ class Ledger:
     """Of one task, since it was last cleared.
 
     :param step: the newest complete checkpoint that any attempt has made.
-    :param stale: attempts in a row that made no new one; of a job without checkpoints all of them.
+    :param stale: attempts since then that failed by themselves; of a job without checkpoints all of them.
+    :param taken: attempts since then that were taken away: preempted, or a node failed under them.
     :param ended: names of the attempts that count already: a worker that dies and tries again must not count twice.
     """
 
@@ -27,6 +28,7 @@ class Ledger:
     max_tries: int = 0
     step: int | None = None
     stale: int = 0
+    taken: int = 0
     ended: tuple[str, ...] = ()
 
 
@@ -42,10 +44,13 @@ def stored(context: Context) -> Ledger:
     return Ledger(clears, ti.max_tries)
 
 
-def count(context: Context, name: str, *, before: int | None, step: int | None) -> Ledger:
+def count(
+    context: Context, name: str, *, before: int | None, step: int | None, taken: bool = False
+) -> Ledger:
     """Write down that attempt ``name`` has failed; with it, the ledger says whether to go on.
 
     :param before: the newest complete checkpoint as the attempt began. :param step: and now.
+    :param taken: the failure was none of the job's own.
     """
     ledger = stored(context)
     if name in ledger.ended:
@@ -55,7 +60,8 @@ def count(context: Context, name: str, *, before: int | None, step: int | None) 
     ledger = replace(
         ledger,
         step=step if further else best,
-        stale=0 if further else ledger.stale + 1,
+        stale=0 if further else ledger.stale + (not taken),
+        taken=0 if further else ledger.taken + taken,
         ended=(*ledger.ended, name)[-MOST_NAMES:],
     )
     # Airflow's store takes JSON values only: a tuple is none.

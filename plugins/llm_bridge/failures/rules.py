@@ -70,7 +70,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     spent, lost = _gpu_hours(evidence)
     return titled(
         found.kind,
-        found.evidence,
+        " ".join(found.evidence.split("\n")),
         advice=found.advice,
         source=found.source,
         node=found.node or None,
@@ -85,11 +85,12 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 def own_limit(evidence: Evidence) -> Finding | None:
     """We ended the job ourselves, and know why."""
     if evidence.notice == "timeout" or (evidence.ray or {}).get("status") == "TIMEOUT":
-        return Finding(
-            "task_limit", "the task's own time limit had passed, so llm-bridge cancelled the job", "Airflow"
-        )
-    if evidence.notice.startswith("hang"):
-        return Finding("hang", evidence.notice, "llm-bridge", _nodes(evidence))
+        return Finding("task_limit", "the task's own time limit had passed", "Airflow")
+    # In reason.json where another triggerer ended it (HangWatch).
+    word = evidence.reason or {}
+    hung = str(word.get("reason")) if word.get("kind") == "hang" else evidence.notice
+    if hung.startswith("hang"):
+        return Finding("hang", hung, "llm-bridge", _nodes(evidence))
     if evidence.info is None and evidence.notice.startswith(FORGOTTEN):
         return Finding("forgotten", evidence.notice, "Slurm")
     return None
@@ -179,6 +180,7 @@ def killed_for_memory(evidence: Evidence) -> Finding | None:
     """Without memory cgroups Slurm says FAILED 0:9 of a job that used too much (measured, 22.05)."""
     told, info = evidence.accounting, evidence.info
     killed = info is not None and (info.signal == 9 or info.exit_code in (137, 9))
+    killed = killed or (told is not None and told.derived in ("0:9", "137:0"))  # a step of it was
     if not killed or not told or not told.node_mem or told.max_rss < FULL_MEMORY * told.node_mem:
         return None
     return Finding("host_oom", f"killed by SIGKILL, {_memory(evidence)}", "sacct", _nodes(evidence))
@@ -188,6 +190,10 @@ def exit_code(evidence: Evidence) -> Finding | None:
     """The shell's own exit codes, and Slurm's for an output file that it could not write."""
     info, ray = evidence.info, evidence.ray or {}
     code = ray.get("driver_exit_code") if ray else info.exit_code if info else 0
+    # The worst of its steps' (srun), which a batch script may answer with another of its own.
+    derived = evidence.accounting.derived.partition(":")[0] if evidence.accounting else ""
+    if code not in (126, 127) and derived in ("126", "127"):
+        code = int(derived)
     if code in (126, 127):
         what = "was not found" if code == 127 else "may not be executed"
         return Finding(

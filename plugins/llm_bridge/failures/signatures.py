@@ -106,7 +106,7 @@ TABLE: tuple[Signature, ...] = (
       "WARNING: Version mismatch of the tokenizer's files",
       "All nodes and the job must run Python and Ray from one environment: look at environment in the cluster file."),
     S("ray_node_dead", "node_failure",
-      r"has been marked dead because the detector has missed too many heartbeats",
+      r"(node name: (?P<node>\S+) )?has been marked dead because the detector has missed too many heartbeats",
       "The node with node id: 5f2a01 and address: 10.1.0.96 and node name: gpu96 has been marked dead because the "
       "detector has missed too many heartbeats from it.",
       "The node with node id: 5f2a01 and address: 10.1.0.96 is alive"),
@@ -301,15 +301,29 @@ TABLE: tuple[Signature, ...] = (
       "the same number.",
       "world_size 16"),
     S("no_space", "disk_full",
-      r"No space left on device|Disk quota exceeded",
+      r"No space left on device",
       "OSError: [Errno 28] No space left on device",
       "[llm-bridge] space left on device /shared: 812.4 GiB"),
+    S("quota", "disk_full",
+      r"Disk quota exceeded",
+      "OSError: [Errno 122] Disk quota exceeded: '/shared/work/sft/checkpoints/global_step_40'",
+      "Disk quotas for usr svc (uid 1001): 812G used, quota 1T, limit 1.1T",
+      "The quota of the job's user, or group, is used up though the disk has room (`quota -s`, or the file system's own "
+      "command such as `lfs quota`): free space there, keep fewer checkpoints (keep in the recipe), or have it raised; "
+      "then clear the task."),
+    S("hub_quota", "disk_full",
+      r"\b403 Forbidden: .*storage (limit|patterns)|the Hub at \S+ has no more room",
+      "403 Forbidden: Private repository storage limit reached, please upgrade your plan to increase your private storage "
+      "limit.",
+      "Signed in to https://huggingface.co as alice with the token from the environment variable HF_TOKEN",
+      "The Hub has no more room for this account: free space there, upgrade its plan, or use a public repository or "
+      "another owner (hub.repo_id); then clear the task."),
     S("torch_short_write", "disk_full",
       r"\[enforce fail at inline_container\.cc:\d+\] \. (unexpected pos|PytorchStreamWriter failed writing)",
       "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598",
       "torch.save wrote 704 bytes at pos 598"),
     S("hub_token", "token_refused",
-      r"(GatedRepoError|RepositoryNotFoundError): 40[13] |\b40[13] (Client Error|Unauthorized|Forbidden)\b|"
+      r"(GatedRepoError|RepositoryNotFoundError): 40[13] |\b40[13] (Client Error|Unauthorized|Forbidden)\b(?!.*storage )|"
       r"the Hub at \S+ (refused the token|does not allow this token)|Invalid user token",
       "huggingface_hub.errors.GatedRepoError: 403 Client Error. (Request ID: Root=1-659fc3fa-30316)",
       "INFO: 127.0.0.1:4031 - \"GET /health HTTP/1.1\" 200 OK"),
@@ -317,6 +331,13 @@ TABLE: tuple[Signature, ...] = (
       r"W&B API: .*\(<Response \[40[13]\]>\)|wandb\.errors\.(errors\.)?AuthenticationError: ",
       "wandb: ERROR Error while calling W&B API: permission denied (<Response [403]>)",
       "[llm-bridge] Weights & Biases: no API key (wandb_conn_id of the cluster's file). Logging offline"),
+    # 0.31.0 against a server that answers 401 and 403: it names no number
+    S("wandb_refused", "token_refused",
+      r"^wandb(: ERROR|\.errors\.(errors\.)?CommError:) (user is not logged in|permission denied|.*\(Error 40[13]: )",
+      "wandb.errors.errors.CommError: permission denied",
+      "Failed to export metrics batch code: 403, reason: Forbidden",
+      "W&B refuses the key (wandb_conn_id of the cluster file), or it may not write to the recipe's wandb_entity and "
+      "project. Put a valid key there, or take wandb out of the recipe's logger; then clear check and the task."),
     # ---- what the others say when one has failed
     S("killed", "unknown",
       r"exitcode\s*: -9 \(pid: \d+\)|srun: error: \S+: tasks? [\d,-]+: Killed",

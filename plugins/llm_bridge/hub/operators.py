@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llm_bridge.config.load import check_model, include_dir
+from llm_bridge.failures.errors import HubUploadCannotSucceed, HubUploadFailed
+from llm_bridge.failures.evidence import Evidence, Place
+from llm_bridge.failures.handling import explain
 from llm_bridge.slurm.job import SlurmJob
 from llm_bridge.slurm.operators import JobSource, SlurmSubmitOperator, task_directory
+from llm_bridge.slurm.output import LAST_LINES
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -45,7 +49,8 @@ class HubUploadOperator(SlurmSubmitOperator):
     :param job: instead of all these, a job description with ``template="upload"``, as for ``SlurmSubmitOperator``.
     :returns: on a cluster what ``SlurmSubmitOperator`` returns, on a worker its ``result`` alone:
         ``{"repo_id", "revision", "url", "files": [{"path", "size", "sha256"}]}``.
-    :raises AirflowFailException: on a worker, bad input or a refused token; no retry follows.
+    :raises HubUploadFailed: on a worker; with its cause (``.diagnosis``), by which ``retry_policy`` decides.
+    :raises HubUploadCannotSucceed: so it did, for bad input or a refused token; no retry follows.
     """
 
     template_fields: Sequence[str] = (*SlurmSubmitOperator.template_fields, "model_dir", "repo_id")
@@ -74,7 +79,7 @@ class HubUploadOperator(SlurmSubmitOperator):
         self.private = private
 
     def execute(self, context: Context) -> Any:
-        return self._upload_from_here() if self.here else super().execute(context)
+        return self._upload_from_here(context) if self.here else super().execute(context)
 
     def _upload_job(self, context: Context) -> SlurmJob:
         assert self.cluster and self.hub_conn_id
@@ -87,7 +92,7 @@ class HubUploadOperator(SlurmSubmitOperator):
         }
         return check_model(SlurmJob, values, f"task {self.task_id!r}")
 
-    def _upload_from_here(self) -> dict[str, Any]:
+    def _upload_from_here(self, context: Context) -> dict[str, Any]:
         """Run the uploader as a child process: the worker never imports huggingface_hub, no argv holds the token."""
         assert self.hub_conn_id
         connection = BaseHook.get_connection(self.hub_conn_id)
@@ -100,11 +105,29 @@ class HubUploadOperator(SlurmSubmitOperator):
             settings.write_text(json.dumps(values | {"result": str(result)}), encoding="utf-8")
             argv = [sys.executable, str(include_dir() / "jobs" / "upload.py"), "--settings", str(settings)]
             done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-            for line in (done.stdout + done.stderr).splitlines():
+            lines = (done.stdout + done.stderr).splitlines()
+            for line in lines:
                 self.log.info("%s", line)
             if done.returncode:
-                kind = AirflowFailException if done.returncode in FINAL_EXIT_CODES else AirflowException
-                raise kind(
-                    f"upload of {self.model_dir} to {self.repo_id} failed: {done.stderr.strip()[-2000:]}"
-                )
+                word = result.with_name("reason.json")
+                reason = json.loads(word.read_text(encoding="utf-8")) if word.exists() else None
+                raise self._failed(context, done.returncode, lines, reason)
             return json.loads(result.read_text(encoding="utf-8"))
+
+    def _failed(
+        self, context: Context, code: int, lines: list[str], reason: dict[str, Any] | None
+    ) -> HubUploadFailed:
+        """Why it failed, as of a job on a cluster: by the uploader's own word, else by what it printed."""
+        final, last = code in FINAL_EXIT_CODES, lines[-LAST_LINES:]
+        known = Evidence(reason=reason, last_line=last[-1] if last else f"it ended with exit code {code}")
+        name = f"upload {context['ti'].try_number}"
+        here = Place(cluster="", job_id="", directory="", logs=())
+        explained = explain(context, self, known, here, name=name, final=final, last_lines=lines)
+        event = {
+            "model_dir": self.model_dir,
+            "repo_id": self.repo_id,
+            "host": socket.gethostname(),
+            "exit_code": code,
+            "last_lines": last,
+        }
+        return (HubUploadCannotSucceed if final else HubUploadFailed)(event, explained)

@@ -89,7 +89,10 @@ class ByFiles:
                 return self._found("SUCCEEDED", files)
             await asyncio.wait({slurm}, timeout=CAUSE_SECONDS)
             if slurm.done() and not _before(end, slurm.result()["outcome"]):
-                return self._found("ALLOCATION_ENDED", files, **await self._with_cause(slurm.result()))
+                lost = await self._with_cause(slurm.result())
+                # The job's own word where the cluster has none: it was ended with its cluster because it hung.
+                reason = lost["reason"] or files.get("reason.json")
+                return self._found("ALLOCATION_ENDED", files, **{**lost, "reason": reason})
             await asyncio.wait({ray}, timeout=SAME_END_SECONDS)
             return {**self._found("FAILED", files), **(ray.result() if ray.done() else {})}
         finally:

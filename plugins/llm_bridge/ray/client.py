@@ -178,7 +178,7 @@ async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
     token = None
     if target.conn_id:
         token = (await asyncio.to_thread(BaseHook.get_connection, target.conn_id)).password
-    # sock_read None: a log that is silent for an hour is no error; total bounds connect and ordinary calls.
+    # sock_read None: a log that is silent for an hour is no error. Ordinary calls have a limit of their own.
     async with aiohttp.ClientSession(
         base_url=target.address,
         headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -190,7 +190,9 @@ async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
 def _by_address(session: aiohttp.ClientSession) -> Ask:
     async def ask(method: str, path: str, body: Any) -> tuple[int, str]:
         try:
-            async with session.request(method, path, json=body) as response:
+            # A dashboard that is stopped takes the connection, and answers nothing.
+            limit = aiohttp.ClientTimeout(sock_connect=ANSWER_SECONDS, sock_read=ANSWER_SECONDS)
+            async with session.request(method, path, json=body, timeout=limit) as response:
                 return response.status, await response.text()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise RayUnreachable(

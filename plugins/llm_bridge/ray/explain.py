@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from llm_bridge.ray.job import RayJob
     from llm_bridge.slurm.job import SlurmJob
 
+# The job may be well: nobody could ask.
+MAY_GO_ON = {"UNREACHABLE", "REFUSED"}
+
 
 def explain_ray(
     context: Context,
@@ -71,5 +74,6 @@ def explain_ray(
         name=name,
         final=final,
         can_continue=job is not None,
+        theirs=job is None and event["status"] not in MAY_GO_ON,
         last_lines=lines,
     )

@@ -64,7 +64,8 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
     :param deferrable: False waits in the worker.
     :param hang_minutes: without output of the driver after which the job counts as hung; None for never, or for what
         ``job`` says.
-    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` also stops the job.
+    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` stops the job, and cancels
+        the Slurm job of its cluster where Ray does not stop it: the task fails for that.
     :returns: ``{"submission_id", "status", "run_s", "result"}``; ``result`` is what the job wrote to
         ``result.json`` beside its settings, if anything.
     :raises RayJobFailed: the job ended FAILED or STOPPED, or its allocation ended.
@@ -190,8 +191,8 @@ class RayJobSensor(CancelsIfMarked, WaitsForRay, BaseSensorOperator):
                 return self._did_not_come_up(context, job, event)
             return self._submit(context, Where.of(event), own_cluster=True)
         except ClusterGone as gone:
-            attempts.end(context, event["job_id"])
-            raise SlurmJobFailed({**event, "info": None, "notice": str(gone)}) from gone
+            over = {**event, "ready": False, "info": None, "notice": str(gone)}
+            return self._did_not_come_up(context, job, over)
         except RAY_AWAY as error:
             self.hand_job_over()
             self.wait_for_ray(RayTarget(**as_target(event)), error, job.directory)

@@ -135,13 +135,13 @@ class RayJobTrigger(BaseTrigger):
         await self.stop(CANCEL_SECONDS)
 
     async def end_hung(self) -> None:
-        """End a job that hangs; with its cluster where Ray itself cannot end it."""
-        await self.stop()
-        cluster, directory = self.target.get("cluster"), self.target.get("directory")
-        if self.own_stage or not (cluster and directory):
+        """End a job that hangs; with its cluster where Ray itself cannot end it, because a part of it hangs, too."""
+        if self.own_stage:
+            await self._end_own_cluster(CANCEL_SECONDS)
             return
-        # Who follows the job ends this as soon as the job has ended.
-        await asyncio.sleep(CANCEL_SECONDS)
+        cluster, directory = self.target.get("cluster"), self.target.get("directory")
+        if await self._stop() or not (cluster and directory):
+            return
         self.log.warning("Ray does not end it: cancelling its cluster, Slurm job %s", self.target["job_id"])
         go_on_closing(cluster, str(PurePosixPath(directory).parent))
 
@@ -164,16 +164,16 @@ class RayJobTrigger(BaseTrigger):
         else:
             self.log.warning("Slurm job %s has not ended yet: cancelling it goes on", self.target["job_id"])
 
-    async def _stop(self, patience: float = CANCEL_SECONDS) -> None:
+    async def _stop(self, patience: float = CANCEL_SECONDS) -> bool:
+        """Have Ray stop the job, and see whether it has ended within ``patience`` seconds; 0 does not look."""
         try:
             async with ray_client(RayTarget(**self.target)) as client:
                 ended = await stop_and_wait(client, self.submission_id, patience)
         except (RayRefused, *RAY_AWAY) as error:
             self.log.warning("could not stop Ray job %s: %s", self.submission_id, error)
-            return
-        if not patience:
-            return
-        if ended:
+            return False
+        if ended and patience:
             self.log.info("Ray job %s has ended", self.submission_id)
-        else:
+        elif patience:
             self.log.warning("Ray job %s was told to stop, but has not ended yet", self.submission_id)
+        return ended

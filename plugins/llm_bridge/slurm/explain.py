@@ -43,5 +43,6 @@ def explain_slurm(
         name=f"Slurm job {event['job_id']}",
         final=final,
         can_continue=job is not None,
+        theirs=job is None and event["notice"] != "timeout",
         last_lines=event["last_lines"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from llm_bridge.progress import duration
 from llm_bridge.slurm.info import JobInfo
 from llm_bridge.slurm.output import Output
 from llm_bridge.slurm.stacks import stacks_of
-from llm_bridge.slurm.told import tell_of_job
+from llm_bridge.slurm.told import tell_of_job, write_down
 
 # The watcher's longest time between two looks while the login node answers; what is beyond that it was away.
 MOST_GAP_SECONDS = 60.0
@@ -113,7 +114,10 @@ def notice_of(hang: dict[str, Any] | None) -> str:
 
 
 class HangWatch:
-    """Tells once that a job hangs and, where that is asked for, ends it. ``async with`` it while the job is followed.
+    """Tells once that a job hangs or, where that is asked for, ends it. ``async with`` it while the job is followed.
+
+    A job that is ended is not told from here: its task fails for it, and that says the same and what follows
+    (``llm_bridge.alerts.occasions``); two messages of one hang would be one too many.
 
     Counts anew when a triggerer is restarted. Without ``hang`` it does nothing.
 
@@ -194,7 +198,6 @@ class HangWatch:
         if not self._silence.too_long:  # it has said something meanwhile
             self._noticed.clear()
             return
-        ends = self._hang.action == "retry"
         said = f"{job.name} has been silent for {silent}: no output and no new step. It may hang"
         self.found = {
             "for": silent,
@@ -207,18 +210,31 @@ class HangWatch:
         job.log.warning("%s", said)
         for line in stacks:
             job.log.warning("[stack] %s", line)
-        following = "it is ended, and the task's next try goes on" if ends else "nothing is done: it goes on"
+        if self._hang.action == "report":
+            await self._tell(said, self.found)
+        else:
+            await self._put_an_end(self.found)
+
+    async def _tell(self, said: str, found: dict[str, Any]) -> None:
+        job = self._job
         facts = [
+            ("Class", "hang"),
             ("Last line", (job.last() or ["(it has printed nothing)"])[-1]),
-            ("Last step", step),
-            ("Node", self._nodes),
-            ("Next", f"{following} (on_hang)"),
+            ("Last step", found["step"]),
+            ("Node", found["nodes"]),
+            ("Next", "nothing is done: it goes on (on_hang)"),
         ]
-        lines = [*job.last()[-LINES_TOLD:], *stacks[:LINES_TOLD]]
+        lines = [*job.last()[-LINES_TOLD:], *found["stacks"][:LINES_TOLD]]
         await tell_of_job(
             job.ti, "hang", said, facts, cluster=job.cluster, directory=job.directory, lines=lines
         )
-        if ends and self.found and self._silence.too_long:  # also after all that telling
-            self.found["ended"] = True
-            job.log.warning("ending %s, for it hangs", job.name)
-            await self._end()  # the last thing: once the job has ended, so has this
+
+    async def _put_an_end(self, found: dict[str, Any]) -> None:
+        """Nothing comes after this: once the job has ended, so has the watching."""
+        job = self._job
+        found["ended"] = True
+        job.log.warning("ending %s, for it hangs", job.name)
+        # Else a triggerer that takes over now would find a job that "a person cancelled".
+        why = {"kind": "hang", "reason": notice_of(found)}
+        await write_down(job.cluster, job.directory, "reason.json", json.dumps(why))
+        await self._end()

@@ -87,7 +87,8 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
     :param deferrable: False waits in the worker instead of the triggerer.
     :param hang_minutes: without output, while the job runs, after which it counts as hung; None for never, or for what
         ``job`` says.
-    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` also ends the job.
+    :param on_hang: ``report`` tells it (include/alerts.yaml) and goes on waiting; ``retry`` ends the job, and the task
+        fails for that.
     :returns: ``{"job_id", "cluster", "directory", "state", "queue_s", "run_s", "result"}``; ``result`` is what
         the job wrote to ``$ATTEMPT_DIR/result.json``, if anything.
     :raises ConfigError: a wrong value, or Slurm refuses the job; nothing was submitted, and no retry follows.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator
 
+from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.failures.decision import with_policy
 from llm_bridge.failures.errors import SlurmJobFailed
 from llm_bridge.slurm.explain import explain_slurm
@@ -25,17 +26,35 @@ class SlurmJobSensor(BaseSensorOperator):
     :param submitted: what ``SlurmSubmitOperator(wait=False)`` returned, usually ``submit.output``. (templated)
     :param timeout: seconds after which the sensor fails; the job goes on.
     :param deferrable: False waits in the worker.
+    :param hang_minutes: without output, while the job runs, after which it counts as hung; None for never. What the
+        job's own description says of hangs is for the task that submitted it.
+    :param on_hang: ``report``, which tells it (include/alerts.yaml) and goes on waiting; nothing else.
     :returns: the job's ``result.json``, if it wrote one.
+    :raises ValueError: ``on_hang="retry"``: the job is not this task's to end, and a retry would find it ended.
     :raises SlurmJobFailed: the job ended in any state but COMPLETED.
     """
 
     template_fields: Sequence[str] = ("submitted",)
     ui_color = "#d7e8f5"
 
-    def __init__(self, *, submitted: Any, deferrable: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        submitted: Any,
+        deferrable: bool = True,
+        hang_minutes: float | None = None,
+        on_hang: OnHang = "report",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**with_policy(kwargs))
+        if on_hang == "retry":
+            raise ValueError(
+                f"task {self.task_id!r}: on_hang='retry': SlurmJobSensor cannot submit the job of another task again. "
+                "Use 'report', or let SlurmSubmitOperator(wait=True, on_hang='retry') wait for its own job"
+            )
         self.submitted = submitted
         self.deferrable = deferrable
+        self.hang = Hang.of(hang_minutes, on_hang)
 
     def execute(self, context: Context) -> Any:
         trigger = SlurmJobTrigger(
@@ -44,6 +63,7 @@ class SlurmJobSensor(BaseSensorOperator):
             directory=self.submitted["directory"],
             deadline=time.time() + self.timeout,
             cancel_on_kill=False,
+            hang=self.hang.model_dump() if self.hang else None,
         )
         if self.deferrable:
             self.defer(trigger=trigger, method_name="execute_complete")

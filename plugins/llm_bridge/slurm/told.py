@@ -48,12 +48,17 @@ async def tell_of_job(
         message = Message.of(
             occasion,
             f"{ti.dag_id}: {ti.task_id}: {what}" if ti else what,
-            [("What", what), *facts, ("Run", ti.run_id if ti else None)],
+            [
+                ("What", what),
+                *facts,
+                ("Attempt", ti.try_number if ti else None),
+                ("Run", ti.run_id if ti else None),
+            ],
             lines=lines,
             links=[*_links(ti), ("On the cluster", directory)],
         )
         await asyncio.to_thread(tell, message, alerts, PATIENCE_SECONDS)
-        await _remember(cluster, directory, occasion)
+        await write_down(cluster, directory, f"told-{occasion}.json", json.dumps({"at": now()}))
     except Exception:  # the job goes on, and so does the waiting
         log.exception("this could not be told: %s", what)
 
@@ -77,13 +82,16 @@ async def _told(cluster_name: str | None, directory: str | None, occasion: Occas
     return True
 
 
-async def _remember(cluster_name: str | None, directory: str | None, occasion: Occasion) -> None:
+async def write_down(cluster_name: str | None, directory: str | None, name: str, text: str) -> None:
+    """Put a small file into an attempt's directory; where that cannot be done now, the log says so. Never raises.
+
+    :param cluster_name: None, like ``directory``, where there is no such place: nothing is done.
+    """
     if not (cluster_name and directory):
         return
     cluster = await asyncio.to_thread(load_cluster, cluster_name)
     try:
         async with connect(cluster) as transport:
-            mark = {f"told-{occasion}.json": json.dumps({"at": now()})}
-            await SlurmClient(cluster, transport).place(directory, mark)
+            await SlurmClient(cluster, transport).place(directory, {name: text})
     except (CommandFailed, LoginNodeUnreachable, SlurmUnreachable) as error:
-        log.warning("that it was told could not be written down, it may be told again: %s", error)
+        log.warning("%s could not be written, a triggerer that takes over may not know it: %s", name, error)

@@ -157,7 +157,7 @@ class SlurmJobTrigger(BaseTrigger):
         if self.cancel_on_kill:
             await self._cancel(None)
         event = {"job_id": self.job_id, "cluster": self.cluster, "directory": self.directory, "ready": False}
-        event["ready_file"] = self.ready_file
+        event |= {"ready_file": self.ready_file, "cancelled": self.cancel_on_kill}
         return {**event, "info": None, "result": None, "reason": None, "last_lines": [], "notice": "timeout"}
 
     async def on_kill(self) -> None:

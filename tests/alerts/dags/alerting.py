@@ -1,13 +1,14 @@
-"""Airflow DAG of tests/alerts: fails while the variable of its processes names a file that is not there."""
+"""Airflow DAGs of tests/alerts. "alerting" fails while the variable of its processes names a file that is not there."""
 
 import os
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, task
 
 from llm_bridge import alerts
+from llm_bridge.failures.errors import SlurmJobFailed
 
 late = alerts.deadline("late")
 
@@ -37,6 +38,24 @@ with DAG("alerting", schedule=None, default_args={"retries": 0, **alerts.for_tas
     first >> merge() >> last
     first >> last
     last >> summary()
+
+with DAG("hanging", schedule=None, default_args=alerts.for_tasks()):
+
+    @task(retries=1, retry_delay=timedelta(seconds=1))
+    def hang() -> None:
+        info = {"state": "CANCELLED", "exit_code": 0, "signal": 15, "reason": "", "nodes": "gpu95"}
+        found = {"for": "30 min", "nodes": "gpu95", "step": "", "stacks": ["gpu95: stuck"], "ended": True}
+        words = {
+            "ready": False,
+            "notice": "hang: no output",
+            "result": None,
+            "reason": None,
+            "last_lines": [],
+        }
+        job = {"job_id": "7", "cluster": "big", "directory": "/w/a"}
+        raise SlurmJobFailed({**job, **words, "info": info, "hang": found})
+
+    hang()
 
 with DAG("late", schedule=None, start_date=datetime(2026, 1, 1), deadline=late):
 
