@@ -18,7 +18,7 @@ CLUSTER_ENV = Path(os.environ.get("LLM_BRIDGE_HOME", "/var/tmp/llm-bridge")) / "
 # A stand-in for verl that makes checkpoints as verl does (one process), and goes on from the newest.
 TRAINING = """\
 import json, os, pathlib, sys, time, zipfile
-s = json.load(open(os.environ["ATTEMPT_DIR"] + "/settings.json"))
+s = json.loads(sys.argv[1]) if sys.argv[1:] else json.load(open(os.environ["ATTEMPT_DIR"] + "/settings.json"))
 d = pathlib.Path(s["checkpoint_dir"])
 d.mkdir(exist_ok=True)
 step = max([int(p.name.rpartition("_")[2]) for p in d.glob("global_step_*")] or [0])
