@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,7 @@ class Task:
         self.store = Store()
         self.pushed: list[tuple[str, Any]] = []
         self.ti = SimpleNamespace(
+            id=str(uuid.uuid4()),
             dag_id=dag_id,
             run_id=run_id,
             task_id=task_id,

@@ -143,5 +143,5 @@ CASES: tuple[Case, ...] = (
     Case("ray_python", "a Ray task of the job opens a file that is not there", "missing_path", Action.STOP,
          "/no/such/train.parquet", lambda site, options: program(site, options, READS_ON_A_WORKER)),
     Case("ray_memory", "Ray's memory monitor kills a worker", "host_oom", Action.STOP, "low on memory",
-         low_on_memory),
+         low_on_memory, node=True),
 )  # fmt: skip

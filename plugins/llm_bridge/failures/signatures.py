@@ -111,8 +111,9 @@ TABLE: tuple[Signature, ...] = (
       "detector has missed too many heartbeats from it.",
       "The node with node id: 5f2a01 and address: 10.1.0.96 is alive"),
     S("ray_oom", "host_oom",
-      r"killed due to the node running low on memory",
-      "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+      r"killed due to the node running low on memory(\. Memory on the node \(IP: (?P<node>[\d.]+))?",
+      "ray.exceptions.OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory. Memory on the node "
+      "(IP: 10.1.0.96, ID: 8696ae943f1c) was 1917.17GB used / 2015.54GB limit (0.951191)",
       "Set RAY_memory_monitor_refresh_ms=0 to disable worker killing on nodes that run low on memory."),
     S("ray_disk", "disk_full",
       r"OutOfDiskError: ",
