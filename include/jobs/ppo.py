@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import checkpoints
 import verl_run
@@ -17,8 +17,8 @@ from job_io import JobError, Settings, run, say
 
 CONFIG = "ppo_trainer"
 PARTS = ("actor", "critic")
-# verl saves before this moment (epoch seconds), if it is told to use its older trainer: 0.9.1's default one
-# (trainer.use_v1) does not look (verl/trainer/ppo/ray_trainer.py: should_save_ckpt_esi).
+# Before this moment (epoch seconds) verl's older trainer saves (trainer.use_v1=false); 0.9.1's default one does not
+# look (verl/trainer/ppo/ray_trainer.py: should_save_ckpt_esi): see saves_in_time.
 CAPACITY_ENDS = "MLP_CURRENT_CAPACITY_BLOCK_EXPIRATION_TIMESTAMP"
 
 
@@ -106,6 +106,18 @@ def steps_per_epoch(rows: int, batch: int) -> int:
     return rows // batch
 
 
+def saves_in_time(own: Optional[str], variables: dict[str, str]) -> list[str]:
+    """Overrides that make verl's default trainer save before the Ray cluster's allocation ends.
+
+    :param own: the recipe's ``trainer.checkpoint_callback_class``, which is called all the same.
+    :param variables: for the processes that train; they are shown where the class is.
+    """
+    folder = str(Path(__file__).with_name("in_verl"))
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+    ours = override("trainer.checkpoint_callback_class", "llm_bridge_ppo.SavesInTime")
+    return [ours, *([override("+trainer.llm_bridge_callback_class", own)] if own else [])]
+
+
 def train(settings: Settings) -> dict[str, Any]:
     """Train to the last step; see the module's text.
 
@@ -143,6 +155,8 @@ def train(settings: Settings) -> dict[str, Any]:
     variables = verl_run.training_environment(settings, os.environ)
     if ends := os.environ.get("SLURM_JOB_END_TIME"):  # from Slurm 23.02 on
         variables.setdefault(CAPACITY_ENDS, os.environ.get(CAPACITY_ENDS, ends))
+    if config.trainer.use_v1 and os.environ.get("LLM_BRIDGE_ENDS_SOON"):
+        verl_arguments += saves_in_time(config.trainer.checkpoint_callback_class, variables)
     os.environ.update(variables)  # this process; its workers on all nodes get them from Ray:
     for name, value in variables.items():
         verl_arguments.append(override(f"+ray_kwargs.ray_init.runtime_env.env_vars.{name}", value))

@@ -98,8 +98,7 @@ def torchrun(
         f"--rdzv-endpoint={environ['RENDEZVOUS_HOST']}:{rendezvous_port(int(job))}",
         # Nodes do not start at the same moment: imports from a cold shared file system take minutes.
         "--rdzv-conf=join_timeout=1800,read_timeout=600",
-        "-m",
-        "verl.trainer.sft_trainer",
+        str(Path(__file__).with_name("in_verl") / "llm_bridge_sft.py"),
         *verl_arguments,
     ]
 

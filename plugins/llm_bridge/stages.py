@@ -42,7 +42,7 @@ def sft(plan: Plan) -> SlurmJob:
         **_training(plan),
     }
     job = _job(plan, "sft", "sft", settings, _result(plan, "sft", outputs=[checkpoints]), wandb=True)
-    return job.model_copy(update={"hang": _hang(plan, plan.recipe.sft)})
+    return job.model_copy(update={"hang": _hang(plan, plan.recipe.sft), "warned": True})
 
 
 def sft_merge(plan: Plan) -> SlurmJob:
@@ -70,7 +70,8 @@ def ray_cluster(plan: Plan) -> SlurmJob:
         "idle_minutes": cluster.ray.idle_minutes,
         "preflight": _preflight(plan, "ppo"),
     }
-    return _job(plan, "ppo", "ray_cluster", settings, None, wandb=True)
+    job = _job(plan, "ppo", "ray_cluster", settings, None, wandb=True)
+    return job.model_copy(update={"warned": True})
 
 
 def sft_then_ray(plan: Plan) -> SlurmJob:

@@ -24,9 +24,13 @@ TASKS = [
 
 @pytest.fixture(scope="module")
 def full_run(stack: Any) -> str:
-    """One run of everything, with a name that no shell should ever see."""
+    """One run of everything, with a name that no shell should ever see; PPO's time limit comes nearer meanwhile."""
     run_id = "full"
-    state = stack.run(run_id, run_name="it's $(touch /tmp/pwned) グ")
+    stack.trigger(run_id, run_name="it's $(touch /tmp/pwned) グ")
+    job = wait_for_running(stack, "ppo.ray_up", timeout=400)
+    # Soon enough for Slurm's warning and for PPO to take it seriously, late enough to finish.
+    stack.cluster.run("ctl", ["scontrol", "update", f"jobid={job}", "TimeLimit=6"])
+    state = stack.airflow.api().wait("post_training", run_id, 900)
     failed = {task: s for task, s in stack.states(run_id).items() if s not in ("success", "skipped")}
     assert state == "success", failed | {task: stack.log(run_id, task)[-3000:] for task in failed}
     return run_id
@@ -93,6 +97,18 @@ def test_the_output_of_training_is_in_the_tasks_logs(stack: Any, full_run: str) 
     sft = stack.log(full_run, "sft.train")
     assert "[n1] " in sft and "[n2] " in sft and "train/loss" in sft
     assert "critic" in stack.log(full_run, "ppo.wait")
+
+
+def test_ppo_saves_a_step_more_when_slurm_warns_its_cluster_of_the_time_limit(
+    stack: Any, full_run: str
+) -> None:
+    """The recipe saves every second step, and Slurm's warning makes a file of the batch script's."""
+    stage = f"{stack.cluster.workspace}/post_training/{full_run}/ppo"
+    assert "Slurm warns that the job ends in" in cat(stack, f"{stage}/attempt-1/output.log")
+    log = stack.log(full_run, "ppo.wait")
+    assert re.search(r"the job ends in \d+ s: step 1 is saved now", log)
+    saved = f"{stage}/checkpoints/global_step_1/critic"
+    assert stack.cluster.run("login", ["test", "-d", saved]).returncode == 0
 
 
 def test_the_runs_name_reached_verl_as_text(stack: Any, full_run: str) -> None:
@@ -223,6 +239,18 @@ def wait_for_job(stack: Any, run_id: str, task_id: str, timeout: float = 120) ->
             return str(job["job_id"])
         time.sleep(1)
     raise AssertionError(f"{task_id} did not submit its job within {timeout} s: {stack.states(run_id)}")
+
+
+def wait_for_running(stack: Any, task_id: str, timeout: float) -> str:
+    """The running Slurm job of a task; its script has begun."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        rows = stack.cluster.run("login", ["squeue", "-h", "-t", "R", "-o", "%i %j %M"], user="svc").stdout
+        for job_id, name, ran in (row.split() for row in rows.splitlines()):
+            if task_id in name and ran != "0:00":
+                return str(job_id)
+        time.sleep(1)
+    raise AssertionError(f"no job of {task_id} ran within {timeout} s: {rows}")
 
 
 def slurm_jobs(stack: Any) -> list[str]:

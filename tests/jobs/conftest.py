@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = ROOT / "include" / "jobs"
 CLUSTER_ENV = Path(os.environ.get("LLM_BRIDGE_HOME", "/var/tmp/llm-bridge")) / "cluster-env"
 
-sys.path.insert(0, str(JOBS))
+sys.path[:0] = [str(JOBS), str(JOBS / "in_verl")]
 
 
 @pytest.fixture(scope="session")

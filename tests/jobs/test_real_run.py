@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,10 +35,11 @@ print(output.shape[1] - prompt["input_ids"].shape[1])
 """
 
 
-def train(python: str, settings: Path) -> tuple[list[int], dict[int, float]]:
+def train(python: str, settings: Path, **variables: str) -> tuple[list[int], dict[int, float]]:
     """Start sft.py as srun does on n1 and n2; exit codes, and the loss of each step."""
     common = {
         **SLURM,
+        **variables,
         "SLURM_JOB_ID": str(random.randrange(1_000_000)),  # the port comes from it
         "RENDEZVOUS_HOST": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
@@ -146,6 +148,30 @@ def test_from_the_end_of_an_epoch_training_goes_on_as_if_nothing_had_happened(
     )
     assert codes == [0, 0]
     assert losses == {step: loss for step, loss in trained.losses.items() if step > 4}
+
+
+def test_a_training_that_is_warned_of_its_end_saves_and_the_next_job_goes_on_from_there(
+    trained: Run, cluster_python: str, tmp_path: Path
+) -> None:
+    before = json.loads(trained.settings.read_text())
+    checkpoints = tmp_path / "checkpoints"
+    never = {**before["verl"], "trainer.save_freq": -1}
+    settings = {**before, "checkpoint_dir": str(checkpoints), "verl": never}
+    (tmp_path / "ends_soon").write_text(f"{time.time() + 200:.0f}")
+    warned = attempt(tmp_path, "sft", settings)
+    codes, losses = train(cluster_python, warned, LLM_BRIDGE_ENDS_SOON=str(tmp_path / "ends_soon"))
+    assert codes == [0, 0]
+    assert losses == trained.losses
+    said = re.findall(
+        r"the job ends in \d+ s: step (\d+) is saved now", warned.with_name("n1.log").read_text()
+    )
+    assert said == ["1"], "how long a save takes is not known before"
+    assert {path.name for path in checkpoints.glob("global_step_*")} == {"global_step_1", "global_step_12"}
+
+    shutil.rmtree(checkpoints / "global_step_12")  # the limit came first
+    codes, losses = train(cluster_python, warned)
+    assert codes == [0, 0]
+    assert losses == {step: loss for step, loss in trained.losses.items() if step > 1}
 
 
 def test_a_setting_that_verl_does_not_know_is_told_before_anything_starts(

@@ -42,6 +42,7 @@ def script(template: str, environment: str = "modules and conda") -> str:
         directory="/shared/work/d/r/s",
         settings={"preflight": {"min_free_gib": 10}} if template == "sft" else {},
         resources=Resources(nodes=2, gpus_per_node=8, time_limit="2:00:00"),
+        warned=template in ("sft", "ray_cluster", "sft_then_ray"),
     )
     return render(job, Cluster(**SITE, environment=ENVIRONMENTS[environment]), "/shared/work/d/r/s/attempt-1")
 

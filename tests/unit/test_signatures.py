@@ -41,6 +41,8 @@ def test_a_line_that_only_looks_alike_is_no_evidence(signature: Signature) -> No
     "line",
     [
         "Killed",
+        # What a failed assertion in a kernel leaves in the kernel's log: the program's fault, not the GPU's.
+        "[  175.786138] NVRM: Xid (PCI:0000:00:06): 43, pid=1067, name=python3, channel 0x0000000a",
         "gpu95:983:983 [0] NCCL INFO NCCL version 2.27.5+cuda12.9",
         "CUDA kernel errors might be asynchronously reported at some other API call",
         "[rank0]:[I1125 ProcessGroupNCCL.cpp:1196] NCCL watchdog thread started!",

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from llm_bridge.slurm.time_limit import parse, total
+from llm_bridge.slurm.time_limit import parse, total, warning
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,12 @@ def test_limits_add_up_unless_one_of_them_is_the_sites() -> None:
     assert total(["2:00:00", "12:00:00", "15"]) == "0-14:15:00"
     assert total(["20:00:00", "6-00"]) == "6-20:00:00"
     assert total(["2:00:00", None]) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"), [("6-00:00:00", 3600), ("60", 1800), ("10", 300), ("2:59", None), (None, 600)]
+)
+def test_a_training_is_warned_early_but_never_in_its_first_minute(
+    limit: str | None, seconds: int | None
+) -> None:
+    assert warning(limit) == seconds

@@ -66,8 +66,8 @@ KINDS: dict[str, Kind] = {
         "the job ran into its time limit",
         Action.CONTINUE,
         "a training that saves goes on where it was, in as many jobs as it takes",
-        "Raise time_limit of the stage to have fewer jobs. What was trained since the last checkpoint is lost: lower "
-        "trainer.save_freq if that is much (verl saves by steps only, not by the clock).",
+        "Raise time_limit of the stage to have fewer jobs. SFT and PPO are warned by Slurm and save the last step that "
+        "they can; if much was lost all the same, look for 'Slurm warns' in the log.",
     ),
     "preempted": Kind(
         "the job was preempted or put back into the queue by Slurm",

@@ -201,7 +201,8 @@ def exit_code(evidence: Evidence) -> Finding | None:
 def cascade(evidence: Evidence) -> Finding | None:
     """Nothing explains it but what follows from something: a lost connection, a killed process."""
     known = [m for m in evidence.found if m.signature.cascade]
-    best = [m for m in known if m.signature.kind != "unknown"] or known
+    named = [m for m in known if m.signature.kind != "unknown"]
+    best = named or [m for m in known if m.signature.advice] or known
     return _finding(evidence, min(best, key=_place)) if best else None
 
 

@@ -4,7 +4,7 @@ A signature is looked for in one line at a time, after colours and the prefixes 
 off (``include/login/evidence.py``, which runs it: Python 3.6's ``re``). The earliest root cause in the log decides;
 a *cascade* is what other ranks say when one has failed, and counts only if nothing else explains the failure.
 
-Excerpts are as the programs print them (torch 2.13, NCCL 2.2x, Slurm 22.05, hydra 1.3, Ray 2.60, huggingface_hub 1.33 and
+Excerpts are as the programs print them (torch 2.11 to 2.13, NCCL 2.2x, Slurm 22.05, hydra 1.3, Ray 2.60, huggingface_hub 1.33 and
 2.4, the NVIDIA driver's kernel module). ``must_not_match`` are lines that look alike and say nothing: advice, warnings,
 information. Both are tests (tests/unit/test_signatures.py).
 """
@@ -144,6 +144,37 @@ TABLE: tuple[Signature, ...] = (
       "INFO 11-25 10:00:00 [gpu_worker.py:298] Available KV cache memory: 41.20 GiB",
       "Change actor_rollout_ref.rollout.gpu_memory_utilization: it is the share of a GPU that vLLM takes; what the actor "
       "and critic hold must fit beside it."),
+    # ---- GPUs as they are asked for
+    S("no_gpu", "environment",
+      r"RuntimeError: No CUDA GPUs are available|CUDA error: no CUDA-capable device is detected",
+      "RuntimeError: No CUDA GPUs are available",
+      "UserWarning: CUDA initialization: no CUDA runtime is found, using CUDA_HOME='/usr/local/cuda'",
+      "The process sees no GPU: a container without --nv, CUDA_VISIBLE_DEVICES that is empty, or a job that asked for "
+      "none (gpus_per_node, gpu_request in the cluster file)."),
+    S("gpu_ordinal", "bad_config",
+      r"CUDA error: invalid device ordinal",
+      "torch.AcceleratorError: CUDA error: invalid device ordinal",
+      "GPU device may be out of range, do you have enough GPUs?",
+      "More processes than GPUs on a node: correct gpus_per_node in the recipe or the cluster file."),
+    S("nccl_duplicate", "bad_config",
+      r"(NCCL WARN |^)Duplicate GPU detected : rank \d+ and rank",
+      "[2026-11-26 02:29:39] gpu95:912:912 [0] init.cc:904 NCCL WARN Duplicate GPU detected : rank 0 and rank 1 both on "
+      "CUDA device 60",
+      "gpu95:912:912 [0] NCCL INFO comm 0x5581 rank 0 nranks 2 cudaDev 0 busId 60 - Init COMPLETE",
+      "Two ranks share a GPU: more processes than GPUs on a node, or CUDA_VISIBLE_DEVICES set by hand."),
+    S("device_assert", "bad_config",
+      r"\.cuh?:\d+: .*[Aa]ssertion `.*` failed",
+      "/pytorch/aten/src/ATen/native/cuda/Indexing.cu:1515: indexSelectSmallIndex: block: [0,0,0], thread: [0,0,0] "
+      "Assertion `srcIndex < srcSelectDimSize` failed.",
+      "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+      "A number was outside of its table, most often a token that the model's vocabulary does not have: do tokenizer "
+      "and base_model belong together, and has the checkpoint the vocabulary's size?"),
+    S("illegal_access", "unknown",
+      r"CUDA error: (an illegal memory access was encountered|misaligned address|unspecified launch failure)",
+      "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+      "Search for `cudaErrorIllegalAddress' in https://docs.nvidia.com/cuda/cuda-runtime-api/ for more information.",
+      "A bug in a kernel (flash-attention, vLLM, a custom op), or a GPU that is failing: if it happens on one node only, "
+      "put that into exclude of the cluster file."),
     # ---- GPU hardware
     S("xid", "gpu_hardware",
       r"((?P<node>[\w.-]+) kernel: .*)?NVRM: Xid \(PCI:[^)]*\): (48|62|64|74|79|94|95|110|119|120|140|143)\b",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from pydantic import field_validator, model_validator
 from llm_bridge.config.hang import Hang
 from llm_bridge.config.values import AbsolutePath, Count, Memory, SlurmWord, Strict, TimeLimit
 from llm_bridge.slurm.fingerprint import Result
+from llm_bridge.slurm.time_limit import warning
 
 if TYPE_CHECKING:
     from llm_bridge.config.cluster import Cluster
@@ -85,6 +87,8 @@ class SlurmJob(Strict):
     result: Result | None = None
     # When it counts as hung; without it, never.
     hang: Hang | None = None
+    # Told in time when it nears its end: the template saves what it has made (Slurm's --signal).
+    warned: bool = False
     # In place of a result of its own: the jobs whose results this one makes on its way, in order. The first is that of
     # the stage in `directory`; each other one has a folder in the attempt's, by the name of its template.
     makes: tuple[SlurmJob, ...] = ()
@@ -121,15 +125,7 @@ class SlurmJob(Strict):
 
         The job's own resources come first, then the stage's and the cluster's values of the cluster file.
         """
-        own = self.resources
-        stage = cluster.stages.get(self.stage or "")  # type: ignore[call-overload]
-
-        def choose(name: str) -> Any:
-            for source in (own, stage, cluster):
-                if (value := getattr(source, name, None)) is not None:
-                    return value
-            return None
-
+        own, choose = self.resources, functools.partial(self._chosen, cluster)
         given: list[tuple[str, Any]] = [
             ("partition", choose("partition")),
             ("account", choose("account")),
@@ -152,7 +148,18 @@ class SlurmJob(Strict):
         options: list[tuple[str, str | None]] = [(name, str(v)) for name, v in given if v is not None]
         if own.exclusive:
             options.append(("exclusive", None))
+        if seconds := self.warning(cluster):
+            options.append(("signal", f"B:USR1@{seconds}"))
         return options + list(own.options.items())
+
+    def warning(self, cluster: Cluster) -> int | None:
+        """How many seconds before its end the job is warned; None where it is not."""
+        return warning(self._chosen(cluster, "time_limit")) if self.warned else None
+
+    def _chosen(self, cluster: Cluster, name: str) -> Any:
+        stage = cluster.stages.get(self.stage or "")  # type: ignore[call-overload]
+        values = (getattr(source, name, None) for source in (self.resources, stage, cluster))
+        return next((value for value in values if value is not None), None)
 
     def user_directives(self) -> list[str]:
         """The ``#SBATCH`` lines of ``script``: those before its first command, as sbatch(1) reads them."""

@@ -53,5 +53,6 @@ def files(job: SlurmJob, cluster: Cluster, directory: str) -> dict[str, str]:
 
 def launchers() -> dict[str, str]:
     """The programs of ``include/jobs`` as they are now: a job runs the code that it was submitted with."""
-    found = (f for f in sorted((include_dir() / "jobs").iterdir()) if f.suffix in (".py", ".sh"))
-    return {f"jobs/{f.name}": f.read_text(encoding="utf-8") for f in found}
+    folder = include_dir() / "jobs"
+    found = (f for f in sorted(folder.rglob("*")) if f.suffix in (".py", ".sh"))
+    return {f"jobs/{f.relative_to(folder)}": f.read_text(encoding="utf-8") for f in found}

@@ -30,3 +30,17 @@ def total(limits: Iterable[str | None]) -> str | None:
     sum_ = sum((parse(limit) for limit in known if limit), timedelta())
     hours, seconds = divmod(sum_.seconds, 3600)
     return f"{sum_.days}-{hours:02}:{seconds // 60:02}:{seconds % 60:02}"
+
+
+def warning(limit: str | None) -> int | None:
+    """How many seconds before a training's end Slurm is to warn it; None for a job that is too short for that.
+
+    Early, for the training itself knows how long it needs for a step and a save. But not within the job's first minute:
+    Slurm warns up to 60 s too soon (sbatch(1), --signal), and a script that is not ready for the signal dies of it.
+
+    :param limit: the job's time limit as Slurm takes it; None for the site's default.
+    """
+    if limit is None:
+        return 600
+    seconds = int(parse(limit).total_seconds())
+    return min(3600, seconds // 2) if seconds >= 180 else None

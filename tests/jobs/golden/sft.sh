@@ -5,6 +5,7 @@
 #SBATCH --cpus-per-task=96
 #SBATCH --time=2:00:00
 #SBATCH --gpus-per-node=8
+#SBATCH --signal=B:USR1@3600
 #SBATCH --open-mode=append
 
 set -euo pipefail
@@ -51,6 +52,36 @@ write_outcome() {
 trap write_outcome EXIT
 # With a trap on EXIT alone, bash sees status 0 there when it is ended by SIGTERM (scancel, time limit).
 trap 'exit 143' TERM
+
+# Slurm warns this script when the job nears its end (--signal). When that will be goes into a file that the training
+# looks at after each step (in_verl/): it saves the last step that it can.
+export LLM_BRIDGE_ENDS_SOON="$ATTEMPT_DIR/ends_soon"
+rm -f ends_soon
+tell_end() {
+    local ends now
+    now=$(date +%s)
+    # The time limit may have been changed, and a job that is preempted has its grace time.
+    ends=$(SLURM_TIME_FORMAT=standard squeue -h -j "$SLURM_JOB_ID" -o %e) || ends=
+    ends=$(date -d "${ends:-unknown}" +%s 2> /dev/null) || ends=$((now + 3600))
+    echo "[llm-bridge] Slurm warns that the job ends in $((ends - now)) s"
+    echo "$ends" > ends_soon.tmp && mv ends_soon.tmp ends_soon
+}
+trap tell_end USR1
+
+# attend COMMAND...: run it and hear signals meanwhile; bash runs a trap only between commands or while it waits.
+attend() {
+    local pid code told=
+    trap 'told=yes' TERM
+    "$@" &
+    pid=$!
+    while kill -0 "$pid" 2> /dev/null; do wait "$pid" || true; done
+    code=0
+    wait "$pid" || code=$? # bash keeps it
+    trap 'exit 143' TERM
+    [ -z "$told" ] || exit 143
+    return "$code"
+}
+
 printf '{"job_id": "%s", "started": %s, "nodes": "%s"}\n' \
     "$SLURM_JOB_ID" "$(date +%s.%N)" "$SLURM_JOB_NODELIST" > started.json
 
@@ -82,6 +113,6 @@ srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --
     "${IN_ENVIRONMENT[@]}" python "$JOBS_DIR/preflight.py" "$ATTEMPT_DIR/settings.json"
 
 # One node that fails ends the others: they would wait for it until NCCL's timeout.
-srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" \
+attend srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" \
     bash "$JOBS_DIR/on_node.sh" "${IN_ENVIRONMENT[@]}" python "$JOBS_DIR/sft.py" "$ATTEMPT_DIR/settings.json"
 
