@@ -59,9 +59,7 @@ def wrong(case: Case, told: list[Told]) -> Iterator[str]:
     for one in told:
         if not one.mailed:
             yield f"the mail lacks something, or did not come once: {one.subject}"
-        if one.occasion == "hang":  # told while it goes on: there is no class yet
-            continue
         if one.facts.get("Class") != case.kind:
             yield f"the alert says {one.facts.get('Class')}"
-        if case.evidence not in one.facts.get("Evidence", ""):
+        if case.evidence not in (one.facts.get("Evidence") or one.facts.get("What", "")):
             yield f"the alert's evidence lacks {case.evidence!r}"

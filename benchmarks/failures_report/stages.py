@@ -75,9 +75,14 @@ def hub(site: Site) -> None:
     argv += ["--port", str(HUB_PORT), "--tokens", str(tokens)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     site.cluster.start_service("hub", listen_port=free_port(), port=HUB_PORT, argv=argv, env=environment)
+    model(site)
+
+
+def model(site: Site) -> None:
+    """A folder that looks like a model."""
     files = "for name in config.json tokenizer.json model.safetensors; do echo {} > $name; done"
-    model = f"{site.workspace}/model"
-    site.run("login", "sh", "-c", f"mkdir -p {model} && cd {model} && {files}", user="svc")
+    folder = f"{site.workspace}/model"
+    site.run("login", "sh", "-c", f"mkdir -p {folder} && cd {folder} && {files}", user="svc")
 
 
 def upload(site: Site, options: dict[str, Any], token: str) -> HubUploadOperator:
@@ -105,4 +110,6 @@ CASES: tuple[Case, ...] = (
          "refused the token (401)", lambda site, options: upload(site, options, WRONG), prepare=hub, mend=no_hub),
     Case("hub_read_only", "an upload with a token that may only read", "token_refused", Action.STOP,
          "is read-only", lambda site, options: upload(site, options, READ_ONLY), prepare=hub, mend=no_hub),
+    Case("hub_away", "an upload while no Hub is there", "hub_away", Action.LATER, "cannot reach the Hub",
+         lambda site, options: upload(site, options, READ_ONLY), prepare=model),
 )  # fmt: skip
