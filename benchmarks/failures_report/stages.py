@@ -63,16 +63,9 @@ def hub(site: Site) -> None:
     """A Hub beside the cluster, that knows one token, which may read only; and a model."""
     tokens = site.include.parent / "tokens.json"
     tokens.write_text(json.dumps({READ_ONLY: {"user": "alice", "role": "read", "orgs": []}}))
-    argv = [
-        sys.executable,
-        "-m",
-        "local_hub",
-        "--root",
-        str(site.include.parent / "hub"),
-        "--host",
-        "0.0.0.0",
-    ]
-    argv += ["--port", str(HUB_PORT), "--tokens", str(tokens)]
+    root = str(site.include.parent / "hub")
+    argv = [sys.executable, "-m", "local_hub", "--root", root, "--tokens", str(tokens)]
+    argv += ["--host", "0.0.0.0", "--port", str(HUB_PORT)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     site.cluster.start_service("hub", listen_port=free_port(), port=HUB_PORT, argv=argv, env=environment)
     model(site)
