@@ -103,7 +103,7 @@ def row(case: Case, site: Site) -> dict[str, Any]:
         ended = _play(case, site, task)
     except Exception as error:  # the other cases are worth seeing, too
         traceback.print_exc(file=sys.stdout)
-        ended = f"could not be played: {type(error).__name__}: {error}"
+        ended = f"could not be played: {type(error).__name__}: {str(error).splitlines()[0]}"
     told = told_since(site, *before)
     diagnoses = [value for key, value in task.pushed if key == "diagnosis"]
     found = diagnoses[0] if diagnoses else _of_the_alert(told)

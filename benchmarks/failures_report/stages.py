@@ -60,29 +60,26 @@ def other_checkpoint(site: Site) -> None:
 
 
 def hub(site: Site) -> None:
-    """A Hub beside the cluster, that knows one token, which may read only; and a model."""
+    """A Hub beside the cluster, for all cases, that knows one token, which may read only; and a model."""
     tokens = site.include.parent / "tokens.json"
+    if tokens.exists():  # a second Hub under the same address would be looked for in vain for a while (ARP)
+        return
     tokens.write_text(json.dumps({READ_ONLY: {"user": "alice", "role": "read", "orgs": []}}))
     root = str(site.include.parent / "hub")
     argv = [sys.executable, "-m", "local_hub", "--root", root, "--tokens", str(tokens)]
     argv += ["--host", "0.0.0.0", "--port", str(HUB_PORT)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     site.cluster.start_service("hub", listen_port=free_port(), port=HUB_PORT, argv=argv, env=environment)
-    model(site)
-
-
-def model(site: Site) -> None:
-    """A folder that looks like a model."""
     files = "for name in config.json tokenizer.json model.safetensors; do echo {} > $name; done"
     folder = f"{site.workspace}/model"
     site.run("login", "sh", "-c", f"mkdir -p {folder} && cd {folder} && {files}", user="svc")
 
 
-def upload(site: Site, options: dict[str, Any], token: str) -> HubUploadOperator:
+def upload(site: Site, options: dict[str, Any], token: str, cluster: str = "") -> HubUploadOperator:
     """Upload it as the DAGs do: a job on the cluster, the token in an Airflow connection."""
     os.environ["AIRFLOW_CONN_HUB"] = json.dumps({"conn_type": "generic", "password": token})
     return HubUploadOperator(
-        cluster=site.name,
+        cluster=cluster or site.name,
         model_dir=f"{site.workspace}/model",
         repo_id="alice/model",
         hub_conn_id="hub",
@@ -90,8 +87,10 @@ def upload(site: Site, options: dict[str, Any], token: str) -> HubUploadOperator
     )
 
 
-def no_hub(site: Site) -> None:
-    site.cluster.stop_service("hub")
+def upload_to_nobody(site: Site, options: dict[str, Any]) -> HubUploadOperator:
+    """The same to a port at which nobody listens."""
+    name = site.variant("no_hub", variables={"HF_ENDPOINT": f"http://hub:{HUB_PORT + 1}"})
+    return upload(site, options, READ_ONLY, cluster=name)
 
 
 CASES: tuple[Case, ...] = (
@@ -100,9 +99,9 @@ CASES: tuple[Case, ...] = (
     Case("world_size", "SFT finds the checkpoint of 16 processes and has one", "checkpoint_incompatible", Action.STOP,
          "was written by 16 processes", sft, prepare=other_checkpoint),
     Case("hub_token", "an upload with a token that the Hub does not know", "token_refused", Action.STOP,
-         "refused the token (401)", lambda site, options: upload(site, options, WRONG), prepare=hub, mend=no_hub),
+         "refused the token (401)", lambda site, options: upload(site, options, WRONG), prepare=hub),
     Case("hub_read_only", "an upload with a token that may only read", "token_refused", Action.STOP,
-         "is read-only", lambda site, options: upload(site, options, READ_ONLY), prepare=hub, mend=no_hub),
-    Case("hub_away", "an upload while no Hub is there", "hub_away", Action.LATER, "cannot reach the Hub",
-         lambda site, options: upload(site, options, READ_ONLY), prepare=model),
+         "is read-only", lambda site, options: upload(site, options, READ_ONLY), prepare=hub),
+    Case("hub_away", "an upload to a Hub that does not listen", "hub_away", Action.LATER, "cannot reach the Hub",
+         upload_to_nobody, prepare=hub),
 )  # fmt: skip

@@ -8,7 +8,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WIDTH = 190
+WIDTH = 200
+# Column -> its share of the width.
+COLUMNS = {
+    "case": 3,
+    "how": 6,
+    "class": 4,
+    "evidence": 10,
+    "what follows": 8,
+    "tries": 3,
+    "alerts": 8,
+    "as expected": 3,
+}
 
 
 def progress(row: dict[str, Any]) -> str:
@@ -20,8 +31,8 @@ def progress(row: dict[str, Any]) -> str:
 def show(found: dict[str, Any], screen: TextIO) -> None:
     """Print the table."""
     table = Table(title="Failures, what was found and what was done", show_lines=True)
-    for column in ("case", "how", "class", "evidence", "what follows", "tries", "alerts", "as\nexpected"):
-        table.add_column(column, overflow="fold")
+    for column, ratio in COLUMNS.items():
+        table.add_column(column, overflow="fold", ratio=ratio)
     for row in found["rows"]:
         table.add_row(*(escape(cell) for cell in _cells(row)))
     console = Console(file=screen, width=WIDTH)
