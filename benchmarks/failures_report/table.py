@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WIDTH = 200
+WIDTH, LONGEST = 200, 240
 # Column -> its share of the width.
 COLUMNS = {
     "case": 3,
@@ -30,9 +30,9 @@ def progress(row: dict[str, Any]) -> str:
 
 def show(found: dict[str, Any], screen: TextIO) -> None:
     """Print the table."""
-    table = Table(title="Failures, what was found and what was done", show_lines=True)
+    table = Table(title="Failures, what was found and what was done", show_lines=True, expand=True)
     for column, ratio in COLUMNS.items():
-        table.add_column(column, overflow="fold", ratio=ratio)
+        table.add_column(column, overflow="fold", ratio=ratio, no_wrap=column == "case")
     for row in found["rows"]:
         table.add_row(*(escape(cell) for cell in _cells(row)))
     console = Console(file=screen, width=WIDTH)
@@ -44,18 +44,25 @@ def show(found: dict[str, Any], screen: TextIO) -> None:
 def _cells(row: dict[str, Any]) -> list[str]:
     expected = "" if row["found"] == row["expected"] else f" (not {row['expected']})"
     node = f" [{row['node']}]" if row["node"] else ""
-    tried = f"{row['attempts']} jobs in {row['tries']} tries"
+    tried = f"{_number(row['attempts'], 'job', 'jobs')}, {_number(row['tries'], 'try', 'tries')}"
     if row["steps_lost"] is not None:
-        tried += f", {row['steps_lost']} steps lost"
-    told = "\n".join(one["subject"].removeprefix("[llm-bridge] ") for one in row["alerts"])
-    how = row["how"] if row["caused"] == "real" else f"(log excerpt) {row['how']}"
+        tried += f", {_number(row['steps_lost'], 'step', 'steps')} lost"
     return [
         row["case"],
-        how,
+        row["how"] if row["caused"] == "real" else f"{row['how']} (log excerpt)",
         f"{row['found']}{expected}",
-        f"{row['evidence'][:200]}{node}",
-        f"{row['action']}; the task {row['ended']}",
+        f"{row['evidence'][:LONGEST]}{node}",
+        f"{row['action']}; the task {row['ended']}"[:LONGEST],
         tried,
-        told or "none",
+        "\n".join(_subject(one["subject"], row["case"]) for one in row["alerts"]) or "none",
         "yes" if row["as_expected"] else f"NO: {'; '.join(row['wrong'])}",
     ]
+
+
+def _subject(subject: str, case: str) -> str:
+    """Without what every row's begins with."""
+    return f"✉ {subject.removeprefix(f'[llm-bridge] failures: {case}').lstrip(': ')}"
+
+
+def _number(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
