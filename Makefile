@@ -58,11 +58,14 @@ format: setup ## let ruff put the sources in shape
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
 
-test: lint ## lint and all tests, on real local clusters; the end-to-end tests run beside the others
+test: lint ## lint and all tests, on real local clusters; three streams, for most of them wait most of their time
 	@mkdir -p build
 	@$(PYTHON) -m pytest tests/e2e >build/e2e-tests.log 2>&1 & e2e=$$!; \
-	$(PYTHON) -m pytest --ignore=tests/e2e --ignore=tests/chaos; others=$$?; \
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests/operators >build/operators-tests.log 2>&1 & operators=$$!; \
+	$(PYTHON) -m pytest --ignore=tests/e2e --ignore=tests/operators --ignore=tests/chaos; others=$$?; \
+	wait $$operators; operators=$$?; \
+	cat build/operators-tests.log; \
 	CHAOS_SHORT=1 $(PYTHON) -m pytest tests/chaos; chaos=$$?; \
 	wait $$e2e; e2e=$$?; \
 	cat build/e2e-tests.log; \
-	exit $$((others ? others : chaos ? chaos : e2e))
+	exit $$((others ? others : operators ? operators : chaos ? chaos : e2e))

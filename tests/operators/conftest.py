@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[LocalCluster]:
-    """Four nodes with eight pretend GPUs each, a login node with sshd, accounting."""
-    cluster = LocalCluster("optest", ssh_port=22422)
+    """Four nodes with eight pretend GPUs each, a login node with sshd, accounting; one a worker of pytest-xdist."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    cluster = LocalCluster(f"optest{worker}", ssh_port=22422 + worker)
     cluster.down(wipe=True)
     cluster.up()
     yield cluster
