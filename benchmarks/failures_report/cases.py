@@ -21,6 +21,6 @@ def left_out() -> dict[str, str]:
     shown = {case.kind for case in CASES}
     return {
         **({"cgroup_memory": why} if (why := cgroups.lacking()) else {}),
-        **{kind: "by log excerpts alone: it takes GPUs" for kind in KINDS if kind in shown - real},
+        **{kind: "by logs alone: it takes GPUs" for kind in KINDS if kind in shown - real},
         **{kind: "no case" for kind in KINDS if kind not in shown},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from benchmarks.failures_report import causes
@@ -14,6 +15,7 @@ from llm_bridge.failures.signatures import BY_ID
 from llm_bridge.slurm.job import Resources, SlurmJob
 from llm_bridge.slurm.operators import SlurmSubmitOperator
 
+GPU_LOGS = Path(__file__).resolve().parents[2] / "tests" / "unit" / "gpu_logs"
 HANG_MINUTES = 0.1
 # Nobody listens there: what is left of a rendezvous whose first node cannot be reached.
 NO_RENDEZVOUS = """\
@@ -130,6 +132,12 @@ def excerpt(line: str, node: str = "") -> Any:
     return lambda site, options: script(site, options, text)
 
 
+def gpu_log(name: str) -> Any:
+    """Makes the operator of a job that prints all that gpu_causes.py's training has printed on two H100s."""
+    log = (GPU_LOGS / f"{name}.log").read_text()
+    return lambda site, options: script(site, options, f"cat <<'END_OF_LOG'\n{log}END_OF_LOG\nexit 1")
+
+
 CASES: tuple[Case, ...] = (
     *map(of_cause, CAUSES),
     Case("module", "module load of a module that is not there", "environment", Action.STOP, "cuda/99.9", no_module),
@@ -149,8 +157,10 @@ CASES: tuple[Case, ...] = (
          excerpt("OSError: [Errno 122] Disk quota exceeded: '/shared/checkpoints/global_step_40'"), caused="excerpt"),
     Case("nccl", "prints NCCL's word on a connection that broke", "network", Action.ELSEWHERE, "NCCL WARN NET/IB",
          excerpt(BY_ID["nccl_transport"].excerpt, "gpu95"), node=True, caused="excerpt"),
-    Case("cuda_oom", "prints torch's word on a full GPU", "cuda_oom", Action.STOP, "CUDA out of memory",
-         excerpt(BY_ID["torch_cuda_oom"].excerpt), caused="excerpt"),
+    Case("nccl_timeout", "prints the log of two H100s of which one stood still", "network", Action.LATER,
+         "Watchdog caught collective operation timeout", gpu_log("one_rank_stops"), caused="excerpt"),
+    Case("cuda_oom", "prints the log of two H100s of which one ran out of memory", "cuda_oom", Action.STOP,
+         "Tried to allocate 40.00 GiB", gpu_log("cuda_oom_on_one_rank"), caused="excerpt"),
     Case("gpu_hardware", "prints the driver's word on a broken GPU (Xid 79)", "gpu_hardware", Action.ELSEWHERE,
          "fallen off the bus", excerpt(BY_ID["xid"].excerpt, "gpu96"), node=True, caused="excerpt"),
 )  # fmt: skip

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 WIDTH, LONGEST = 200, 240
-# Column -> its share of the width.
-COLUMNS = {
-    "case": 3,
+# Column -> its share of the width; None for as much as it takes.
+COLUMNS: dict[str, int | None] = {
+    "case": None,
     "how": 6,
     "class": 4,
     "evidence": 10,
@@ -49,7 +49,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         tried += f", {_number(row['steps_lost'], 'step', 'steps')} lost"
     return [
         row["case"],
-        row["how"] if row["caused"] == "real" else f"{row['how']} (log excerpt)",
+        row["how"] if row["caused"] == "real" else f"{row['how']} (a log)",
         f"{row['found']}{expected}",
         f"{row['evidence'][:LONGEST]}{node}",
         f"{row['action']}; the task {row['ended']}"[:LONGEST],
