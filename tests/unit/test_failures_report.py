@@ -22,7 +22,7 @@ TOLD = Told(
 
 
 def test_every_class_has_a_case_and_no_two_cases_share_a_name() -> None:
-    assert {case.kind for case in CASES} == set(KINDS)
+    assert set(KINDS) <= {case.kind for case in CASES}
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
 
