@@ -73,3 +73,9 @@ def test_prefixes_of_ray_srun_and_torchrun_and_colours_do_not_hide_a_line() -> N
 def test_ray_names_the_node_that_ran_low_on_memory() -> None:
     nodes = {match.id: match.node for match in in_lines([BY_ID["ray_oom"].excerpt])}
     assert nodes["ray_oom"] == "10.1.0.96"
+
+
+def test_what_bash_says_of_a_killed_program_is_told_with_what_to_look_at() -> None:
+    assert found(
+        '/var/lib/slurm/slurmd/job00007/slurm_script: line 61:   215 Killed                  "$@"'
+    ) == ["killed"]

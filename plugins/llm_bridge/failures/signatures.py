@@ -220,7 +220,7 @@ TABLE: tuple[Signature, ...] = (
     S("slurm_oom", "host_oom",
       r"[Dd]etected \d+ oom[_-]kill event|exceeded memory limit \(\d+ > \d+\), being killed|task \d+: Out Of Memory",
       "slurmstepd: error: Detected 1 oom_kill event in StepId=4711.0. Some of the step tasks have been OOM Killed.",
-      "/bin/bash: line 1: 4242 Killed                  python train.py"),
+      "slurmstepd: memory: 12 oom_kill counters read"),
     S("shared_memory", "host_oom",
       r"DataLoader worker \(pid \d+\) is killed by signal: (Killed|Bus error)|insufficient shared memory \(shm\)",
       "RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed. ",
@@ -320,7 +320,7 @@ TABLE: tuple[Signature, ...] = (
       "[llm-bridge] Weights & Biases: no API key (wandb_conn_id of the cluster's file). Logging offline"),
     # ---- what the others say when one has failed
     S("killed", "unknown",
-      r"exitcode\s*: -9 \(pid: \d+\)|srun: error: \S+: tasks? [\d,-]+: Killed",
+      r"exitcode\s*: -9 \(pid: \d+\)|srun: error: \S+: tasks? [\d,-]+: Killed|: line \d+: +\d+ Killed ",
       "  exitcode  : -9 (pid: 4242)",
       "exitcode  : 1 (pid: 4242)",
       "Something killed the process outright (SIGKILL); most often the kernel, for want of memory: compare MaxRSS with "
