@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -20,9 +19,8 @@ FOLDER = Path("build/failures")
 def main(names: list[str]) -> int:
     """Exit code 1 when anything is not as expected, 2 for a case that does not exist."""
     # Before Airflow is imported: a home of its own, and where its loggers write.
-    home = tempfile.mkdtemp(prefix="llm-bridge-failures-")
-    os.environ |= {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     FOLDER.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"AIRFLOW_HOME": str(FOLDER.resolve() / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     screen, began = sys.stdout, time.monotonic()
     with (FOLDER / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         from benchmarks.failures_report import report, table

@@ -87,7 +87,8 @@ FOLLOWS: dict[Action, tuple[str, tuple[str, ...]]] = {
 class Case:
     """One way to fail, and what is expected.
 
-    :param how: for people. :param kind: the class. :param action: what is decided after the first failure.
+    :param how: for people. :param kind: the class.
+    :param action: what is decided after the first failure; None where nothing is, because it goes on.
     :param evidence: a text that the evidence line holds. :param node: whether a node has to be named.
     :param meddle: called while the first job is followed, with its trigger.
     :param prepare: called before, as root of the site. :param mend: and afterwards, whatever happened.
@@ -99,7 +100,7 @@ class Case:
     name: str
     how: str
     kind: str
-    action: Action
+    action: Action | None
     evidence: str
     operator: MakesOperator
     node: bool = False
@@ -113,9 +114,16 @@ class Case:
     @property
     def ends(self) -> str:
         """How the task is to end."""
-        return (self.expects or FOLLOWS[self.action])[0]
+        return self._follows[0]
 
     @property
     def told(self) -> tuple[str, ...]:
         """The occasions of the alerts that are to be sent, in order."""
-        return (self.expects or FOLLOWS[self.action])[1]
+        return self._follows[1]
+
+    @property
+    def _follows(self) -> tuple[str, tuple[str, ...]]:
+        if self.expects:
+            return self.expects
+        assert self.action, f"case {self.name}: what it expects is not said"
+        return FOLLOWS[self.action]

@@ -148,7 +148,7 @@ CASES: tuple[Case, ...] = (
     Case("hang", "SIGSTOP to a training; on_hang: retry", "hang", Action.ELSEWHERE, "no output and no new step",
          lambda site, options: training(site, options, on_hang="retry"), node=True, meddle=stop,
          expects=("succeeded", ("hang",)), log="attempt-1/output.log"),
-    Case("hang_reported", "SIGSTOP, and SIGCONT once it was told; on_hang: report", "hang", Action.LATER, "silent for",
+    Case("hang_reported", "SIGSTOP, and SIGCONT once it was told; on_hang: report", "hang", None, "silent for",
          training, node=True, meddle=stop_until_told, expects=("succeeded", ("hang",))),
     Case("forgotten", "slurmctld crashes and has not saved the job", "forgotten", Action.CONTINUE, "Slurm has lost",
          lambda site, options: training(site, options), prepare=save_state, meddle=crash,

@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -84,14 +84,10 @@ def site() -> Iterator[Site]:
 @contextmanager
 def impatient() -> Iterator[None]:
     """While the patience that nobody needs here is short."""
-    patches = [patch(name, seconds) for name, seconds in PATIENCE.items()]
-    for one in patches:
-        one.start()
-    try:
+    with ExitStack() as patched:
+        for name, seconds in PATIENCE.items():
+            patched.enter_context(patch(name, seconds))
         yield
-    finally:
-        for one in patches:
-            one.stop()
 
 
 def row(case: Case, site: Site) -> dict[str, Any]:
@@ -103,7 +99,8 @@ def row(case: Case, site: Site) -> dict[str, Any]:
         ended = _play(case, site, task)
     except Exception as error:  # the other cases are worth seeing, too
         traceback.print_exc(file=sys.stdout)
-        ended = f"could not be played: {type(error).__name__}: {str(error).splitlines()[0]}"
+        said, _, _ = f"{type(error).__name__}: {error}".partition("\n")
+        ended = f"could not be played: {said}"
     told = told_since(site, *before)
     diagnoses = [value for key, value in task.pushed if key == "diagnosis"]
     found = diagnoses[0] if diagnoses else _of_the_alert(told)
@@ -171,8 +168,8 @@ def _wrong(case: Case, row: dict[str, Any], told: list[Told]) -> Iterator[str]:
     if case.node and not row["node"]:
         yield "no node is named"
     action = next((action for text, action in ACTIONS.items() if row["action"].startswith(text)), None)
-    if action and action is not case.action:
-        yield f"decided {action.name} instead of {case.action.name}"
+    if action is not case.action:
+        yield f"what follows is not {case.action.name if case.action else 'left alone'}"
     if row["ended"] != case.ends:
         yield f"the task {row['ended']} instead of {case.ends}"
     yield from alerts.wrong(case, told)
