@@ -42,8 +42,8 @@ chaos: setup ## break everything around running jobs (CHAOS_FAULTS=200, CHAOS_SE
 ray-report: setup ## measure Ray on a local Slurm cluster; build/ray/report.json (SECTIONS="bring_up idle" for some of it)
 	@AIRFLOW_HOME=$(CURDIR)/build/ray/airflow PYTHONPATH=plugins $(PYTHON) -m benchmarks.ray_report $(SECTIONS)
 
-failures-report: setup ## cause failures for real; build/failures/report.json says what was found and done
-	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.failures_report
+failures-report: setup ## cause failures for real; build/failures/report.json: found, done, told (CASES="hang node_off")
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.failures_report $(CASES)
 
 compose-env: ## make .env for docker compose, with keys and passwords of its own; what is there stays
 	@python3 docker/make_env.py

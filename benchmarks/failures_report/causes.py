@@ -18,7 +18,7 @@ CLUSTER_ENV = Path(os.environ.get("LLM_BRIDGE_HOME", "/var/tmp/llm-bridge")) / "
 # A stand-in for verl that makes checkpoints as verl does (one process), and goes on from the newest.
 TRAINING = """\
 import json, os, pathlib, sys, time, zipfile
-s = json.load(open(os.environ["ATTEMPT_DIR"] + "/settings.json"))
+s = json.loads(sys.argv[1]) if sys.argv[1:] else json.load(open(os.environ["ATTEMPT_DIR"] + "/settings.json"))
 d = pathlib.Path(s["checkpoint_dir"])
 d.mkdir(exist_ok=True)
 step = max([int(p.name.rpartition("_")[2]) for p in d.glob("global_step_*")] or [0])
@@ -101,8 +101,12 @@ def replace_steps(cause: Cause, steps: int, **changes: Any) -> Cause:
 
 
 def now_is_its_limit(cluster: LocalCluster, job_id: str) -> None:
-    """slurm.conf's grain is a minute: the limit is seen within half of one."""
-    cluster.run("ctl", ["scontrol", "update", f"jobid={job_id}", "EndTime=now"])
+    """slurm.conf's grain is a minute: the limit is seen within half of one.
+
+    Slurm refuses a time that is past, as "now" is where the clock's second ends between scontrol and slurmctld.
+    """
+    update = ["scontrol", "update", f"jobid={job_id}", "EndTime=now"]
+    assert any(cluster.run("ctl", update).returncode == 0 for _ in range(5)), f"job {job_id} has no end time"
 
 
 def preempt(cluster: LocalCluster, job_id: str) -> None:
@@ -176,7 +180,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("over_memory", "a program takes more memory than it asked for", "host_oom", Action.STOP, "memory",
           script="python3 -c 'import time; x = b\"1\" * (400 << 20); time.sleep(30)'",
           sbatch={"mem": "100M"}),
-    Cause("killed", "SIGKILL to the program", "unknown", Action.LATER, "", script="echo alive; kill -9 $$"),
+    Cause("killed", "SIGKILL to the program", "unknown", Action.LATER, "Killed", script="echo alive; kill -9 $$"),
     Cause("cancelled", "scancel by a person", "cancelled", Action.STOP, "svc (uid", script="sleep 100",
           meddle=cancel),
     Cause("time_limit", "scontrol update EndTime=now in the middle of a training", "time_limit", Action.CONTINUE,

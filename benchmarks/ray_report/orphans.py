@@ -6,17 +6,13 @@ Slurm, the login node and the operator are real. What Airflow says of the run is
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
 from benchmarks.ray_report.support import Row, Section, seconds_until
+from benchmarks.stand_in import Task, describe_site
 from local_cluster import LocalCluster
 
 SITE = "rayreport"
@@ -26,16 +22,17 @@ KEY = "llmb-report-orphan-1"
 def run(cluster: LocalCluster) -> dict[str, Any]:
     """Submit a job as an operator does, then sweep twice."""
     with tempfile.TemporaryDirectory() as folder:
-        _describe(cluster, Path(folder))
+        describe_site(cluster, Path(folder))
         # Not before: importing Airflow reads where its home is.
         from llm_bridge.orphans import ReapOrphansOperator
 
         job_id = asyncio.run(_submit(f"{cluster.workspace}/report-orphan"))
-        over = {"ti": SimpleNamespace(get_dagrun_state=lambda **run: "failed")}
+        task = Task("reap", dag_id="report", run_id="sweep")
+        task.ti.get_dagrun_state = lambda **run: "failed"
         sweeps = []
         for _ in range(2):
             began = time.monotonic()
-            done = ReapOrphansOperator(task_id="reap", cluster=SITE).execute(over)  # type: ignore[arg-type]
+            done = ReapOrphansOperator(task_id="reap", cluster=SITE).execute(task.context)
             mine = [what for what, ids in done.items() if job_id in ids]
             sweeps.append(
                 {
@@ -46,27 +43,6 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
             )
         gone = seconds_until(lambda: not _queued(cluster, job_id), 30)
     return {"sweeps": sweeps, "gone_after_the_second_s": gone}
-
-
-def _describe(cluster: LocalCluster, folder: Path) -> None:
-    """An include/ folder with a cluster file, and the connection that it names."""
-    include = Path(__file__).resolve().parents[2] / "include"
-    (folder / "clusters").mkdir()
-    for part in ("jobs", "login", "recipes"):
-        (folder / part).symlink_to(include / part)
-    values = yaml.safe_load((include / "clusters" / "local.yaml").read_text())
-    values |= {"ssh_conn_id": SITE, "workspace": str(cluster.workspace), "hub": {}}
-    (folder / "clusters" / f"{SITE}.yaml").write_text(yaml.safe_dump(values))
-    extra = {"key_file": str(cluster.ssh_key), "known_hosts": str(cluster.known_hosts)}
-    login = {
-        "conn_type": "ssh",
-        "host": "127.0.0.1",
-        "port": cluster.ssh_port,
-        "login": "svc",
-        "extra": extra,
-    }
-    os.environ[f"AIRFLOW_CONN_{SITE.upper()}"] = json.dumps(login)
-    os.environ["LLM_BRIDGE_INCLUDE"] = str(folder)
 
 
 async def _submit(stage: str) -> str:

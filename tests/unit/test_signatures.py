@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from llm_bridge.failures.evidence import in_lines
 from llm_bridge.failures.kinds import KINDS
-from llm_bridge.failures.signatures import TABLE, Signature
+from llm_bridge.failures.signatures import BY_ID, TABLE, Signature
 from tests.unit.login import load
 
 evidence = load("evidence")
@@ -73,3 +74,14 @@ def test_prefixes_of_ray_srun_and_torchrun_and_colours_do_not_hide_a_line() -> N
         f"1: {error}",
     ):
         assert "python_import" in found(line), line
+
+
+def test_ray_names_the_node_that_ran_low_on_memory() -> None:
+    nodes = {match.id: match.node for match in in_lines([BY_ID["ray_oom"].excerpt])}
+    assert nodes["ray_oom"] == "10.1.0.96"
+
+
+def test_what_bash_says_of_a_killed_program_is_told_with_what_to_look_at() -> None:
+    assert found(
+        '/var/lib/slurm/slurmd/job00007/slurm_script: line 61:   215 Killed                  "$@"'
+    ) == ["killed"]

@@ -171,7 +171,7 @@ KINDS: dict[str, Kind] = {
         "Raise execution_timeout (or the sensor's timeout): it counts for each job of the task.",
     ),
     "unknown": Kind(
-        "of a kind that llm-bridge does not know",
+        "llm-bridge does not know the cause",
         Action.LATER,
         "nothing speaks against another try",
         "Read the end of the log whose path stands below.",

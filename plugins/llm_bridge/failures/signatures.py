@@ -111,8 +111,9 @@ TABLE: tuple[Signature, ...] = (
       "detector has missed too many heartbeats from it.",
       "The node with node id: 5f2a01 and address: 10.1.0.96 is alive"),
     S("ray_oom", "host_oom",
-      r"killed due to the node running low on memory",
-      "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+      r"killed due to the node running low on memory(\. Memory on the node \(IP: (?P<node>[\d.]+))?",
+      "ray.exceptions.OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory. Memory on the node "
+      "(IP: 10.1.0.96, ID: 8696ae943f1c) was 1917.17GB used / 2015.54GB limit (0.951191)",
       "Set RAY_memory_monitor_refresh_ms=0 to disable worker killing on nodes that run low on memory."),
     S("ray_disk", "disk_full",
       r"OutOfDiskError: ",
@@ -219,7 +220,7 @@ TABLE: tuple[Signature, ...] = (
     S("slurm_oom", "host_oom",
       r"[Dd]etected \d+ oom[_-]kill event|exceeded memory limit \(\d+ > \d+\), being killed|task \d+: Out Of Memory",
       "slurmstepd: error: Detected 1 oom_kill event in StepId=4711.0. Some of the step tasks have been OOM Killed.",
-      "/bin/bash: line 1: 4242 Killed                  python train.py"),
+      "slurmstepd: memory: 12 oom_kill counters read"),
     S("shared_memory", "host_oom",
       r"DataLoader worker \(pid \d+\) is killed by signal: (Killed|Bus error)|insufficient shared memory \(shm\)",
       "RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed. ",
@@ -340,7 +341,7 @@ TABLE: tuple[Signature, ...] = (
       "project. Put a valid key there, or take wandb out of the recipe's logger; then clear check and the task."),
     # ---- what the others say when one has failed
     S("killed", "unknown",
-      r"exitcode\s*: -9 \(pid: \d+\)|srun: error: \S+: tasks? [\d,-]+: Killed",
+      r"exitcode\s*: -9 \(pid: \d+\)|srun: error: \S+: tasks? [\d,-]+: Killed|: line \d+: +\d+ Killed ",
       "  exitcode  : -9 (pid: 4242)",
       "exitcode  : 1 (pid: 4242)",
       "Something killed the process outright (SIGKILL); most often the kernel, for want of memory: compare MaxRSS with "

@@ -316,8 +316,9 @@ class SlurmSubmitOperator(CancelsIfMarked, WaitsForCluster):
                     "found Slurm job %s of attempt %d: it %s", info.job_id, last.number, info.meaning.meaning
                 )
             return last, info
-        how = info.meaning.meaning if info else "has ended without success"
-        self.log.info("attempt %d (Slurm job %s) %s", last.number, last.job_id, how)
+        if last.number:  # else it only says which nodes failed under another task's job
+            how = info.meaning.meaning if info else "has ended without success"
+            self.log.info("attempt %d (Slurm job %s) %s", last.number, last.job_id, how)
         return await self.next_attempt(context, job, client, last)
 
     async def next_attempt(
