@@ -1,8 +1,9 @@
-"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 15 minutes, most of them building.
+"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 20 minutes, half of them building.
 
 Builds the images, starts the profile `demo`, trains the demo's model to its end and takes all of it down; then the same
-with Celery, two workers, two schedulers and two triggerers, of which one each is killed while jobs run. Where there is
-no Docker engine (and this is root on Debian) it starts one, and ends it. Result: build/compose/report.json.
+with Celery, two workers, two schedulers and two triggerers, while what sees to the run is killed piece by piece
+(faults.py); what was promised is compared with what happened (promises.py). Where there is no Docker engine (and this
+is root on Debian) it starts one, and ends it. Result: build/compose/report.json.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 
 from benchmarks.compose_verify.command import VerifyError
 from benchmarks.compose_verify.engine import Engine
-from benchmarks.compose_verify.faults import Faults
+from benchmarks.compose_verify.faults import WORKER_TASK, Faults
 from benchmarks.compose_verify.network import HostNetwork
 from benchmarks.compose_verify.packages import build_settings
-from benchmarks.compose_verify.stack import ROOT, Stack, submitted_twice
+from benchmarks.compose_verify.promises import judge, submissions
+from benchmarks.compose_verify.stack import LOGS, ROOT, SOONER, WORKSPACE, Stack, submitted_twice
 from demo import paths
 from demo.airflow_api import ApiError
+from demo.services import DAG
 
 FOLDER = ROOT / "build" / "compose"
 SESSIONS: tuple[dict[str, Any], ...] = (
@@ -42,21 +45,14 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
     profiles = plan["profiles"]
     found: dict[str, Any] = {"profiles": profiles, **plan["settings"], "ok": False}
     stack.make_settings(**plan["settings"])
+    stack.files = [SOONER] if plan.get("faults") else []
     try:
         found["healthy_s"] = stack.up(profiles)
         found["containers"] = len(stack.containers())
         say(f"{'+'.join(profiles)}: {found['containers']} containers healthy after {found['healthy_s']} s")
         found["versions"] = stack.versions()
         found["memory"] = stack.memory()
-        faults = Faults(stack) if plan.get("faults") else None
-        if faults:
-            faults.start()
-        try:
-            run = stack.demo_run(profiles)
-        finally:
-            if faults:
-                faults.stop()
-                found["faults"] = faults.done
+        run = chaos(stack, profiles, found) if plan.get("faults") else stack.demo_run(profiles)
         found |= {key: run.get(key) for key in ("run_id", "stages", "model", "wall_s")}
         found["jobs"] = stack.jobs()
         found["submitted_twice"] = submitted_twice(found["jobs"])
@@ -67,7 +63,7 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
             bool(run["model"]["verified"])
             and not found["submitted_twice"]
             and not found["privileged"]
-            and (not faults or len(faults.done) == 2)
+            and found.get("promises_kept", True)
         )
         say(
             f"{'+'.join(profiles)}: the run took {found['wall_s']} s, {'all well' if found['ok'] else 'NOT WELL'}"
@@ -78,6 +74,29 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
     finally:
         stack.down(profiles)
     return found
+
+
+def chaos(stack: Stack, profiles: list[str], found: dict[str, Any]) -> dict[str, Any]:
+    """The demo run while things are killed; its report. What became of the promises goes into `found`."""
+    faults = Faults(stack)
+    faults.start()
+    try:
+        return stack.demo_run(profiles)
+    finally:
+        faults.stop()
+        found["faults"], found["faults_failed"] = faults.done, faults.failed
+        # Also where the run has failed: then most of all.
+        if run := stack.last_run():
+            folder = stack.copy("login", f"{WORKSPACE}/{DAG}/{run}", "run")
+            logs = stack.copy("api-server", f"{LOGS}/dag_id={DAG}/run_id={run}", "run-logs")
+            found["tries"] = stack.tries(DAG, run)
+            broken = judge(folder, logs, stack.jobs(), stack.queue(), found["tries"], WORKER_TASK)
+            found["promises"] = {word: len(sentences) for word, sentences in broken.items()}
+            found["broken"] = {word: sentences for word, sentences in broken.items() if sentences}
+            found["promises_kept"] = faults.complete and not found["broken"]
+            found["log_lines"] = {
+                f"{one.task}, {one.folder.name}": len(one.output()) for one in submissions(folder)
+            }
 
 
 def verify(run_with: list[str], keep: bool, sessions: list[dict[str, Any]], report: dict[str, Any]) -> None:
