@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.compose_verify.command import VerifyError
 from benchmarks.compose_verify.engine import Engine
 from benchmarks.compose_verify.faults import WORKER_TASK, Faults
+from benchmarks.compose_verify.maintenance import maintain
 from benchmarks.compose_verify.network import HostNetwork
 from benchmarks.compose_verify.packages import build_settings
 from benchmarks.compose_verify.promises import judge, submissions
@@ -31,7 +32,11 @@ from demo.services import DAG
 
 FOLDER = ROOT / "build" / "compose"
 SESSIONS: tuple[dict[str, Any], ...] = (
-    {"profiles": ["demo"], "settings": {"EXECUTOR": "LocalExecutor", "SCHEDULERS": "1", "TRIGGERERS": "1"}},
+    {
+        "profiles": ["demo"],
+        "settings": {"EXECUTOR": "LocalExecutor", "SCHEDULERS": "1", "TRIGGERERS": "1"},
+        "maintenance": True,
+    },
     {
         "profiles": ["demo", "celery"],
         "settings": {"EXECUTOR": "CeleryExecutor", "SCHEDULERS": "2", "TRIGGERERS": "2", "WORKERS": "2"},
@@ -58,6 +63,9 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
         found["submitted_twice"] = submitted_twice(found["jobs"])
         found["second_attempts"] = [job for job in found["jobs"] if not job["JobName"].endswith("-1")]
         found["privileged"] = stack.privileged()
+        if plan.get("maintenance"):
+            found["maintenance"] = maintain(stack, profiles, str(run["run_id"]))
+        # Last: it shows that tasks still run, after all that.
         found["mail_of_failure_s"] = stack.mail_of_failure()
         found["ok"] = (
             bool(run["model"]["verified"])

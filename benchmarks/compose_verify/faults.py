@@ -97,8 +97,9 @@ class Faults:
     def _reached(self, fault: Fault) -> dict[str, Any] | None:
         """The task instance, if it is where the fault wants it."""
         try:
-            runs = [run for run in self.stack.api().unfinished(DAG) if run.startswith(RUN_PREFIX)]
-            for found in self.stack.api().tasks(DAG, runs[-1]) if runs else []:
+            api = self.stack.api()
+            runs = [run for run in api.unfinished(DAG) if run.startswith(RUN_PREFIX)]
+            for found in api.tasks(DAG, runs[-1]) if runs else []:
                 if found["task_id"] == fault.task and found["state"] == fault.state:
                     shown = fault.shown and self.stack.lines_shown(DAG, runs[-1], fault.task)
                     return found if shown >= fault.shown and _held_by(found) else None

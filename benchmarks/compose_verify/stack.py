@@ -118,7 +118,7 @@ class Stack:
         """Start all of some profiles; returns the seconds until everything was healthy."""
         begin = time.monotonic()
         logged(
-            [*self._with(profiles), "up", "--detach", "--wait", "--no-build"],
+            [*self.called(profiles), "up", "--detach", "--wait", "--no-build"],
             self.folder / "logs" / f"up-{'-'.join(profiles)}.log",
             UP_SECONDS,
             ROOT,
@@ -129,11 +129,11 @@ class Stack:
         """End it, and delete its volumes; what its containers and tasks have said is kept."""
         name = "-".join(profiles)
         with (self.folder / "logs" / f"containers-{name}.log").open("w") as log:
-            subprocess.run([*self._with(profiles), "logs", "--no-color"], stdout=log, stderr=log, cwd=ROOT)
+            subprocess.run([*self.called(profiles), "logs", "--no-color"], stdout=log, stderr=log, cwd=ROOT)
         # Why a task failed or was tried again is in here.
         with contextlib.suppress(VerifyError):
             self.copy("api-server", LOGS, f"tasks-{name}")
-        argv = [*self._with(profiles), "down", "--volumes", "--remove-orphans"]
+        argv = [*self.called(profiles), "down", "--volumes", "--remove-orphans"]
         logged(argv, self.folder / "logs" / f"down-{name}.log", UP_SECONDS, ROOT)
 
     def demo_run(self, profiles: list[str]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Stack:
         """
         argv = [
             *self.run_with,
-            *self._with(profiles),
+            *self.called(profiles),
             "exec",
             "-T",
             "api-server",
@@ -172,7 +172,7 @@ class Stack:
         """A folder of a container, copied to the logs of this verification."""
         target = self.folder / "logs" / name
         shutil.rmtree(target, ignore_errors=True)
-        output([*self._with(["demo", "celery"]), "cp", f"{service}:{path}", target])
+        output([*self.called(["demo", "celery"]), "cp", f"{service}:{path}", target])
         return target
 
     def last_run(self) -> str | None:
@@ -189,10 +189,10 @@ class Stack:
 
     def tries(self, dag: str, run: str) -> dict[str, list[str]]:
         """Task -> states of all its tries, oldest first."""
-        found = {}
-        for task in self.api().tasks(dag, run):
+        found, api = {}, self.api()
+        for task in api.tasks(dag, run):
             path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task['task_id']}/tries"
-            said = self.api().ask("GET", path)["task_instances"]
+            said = api.ask("GET", path)["task_instances"]
             found[task["task_id"]] = [str(one["state"]) for one in sorted(said, key=_number)]
         return found
 
@@ -263,9 +263,10 @@ class Stack:
 
     def inside(self, service: str, *argv: str) -> str:
         """What a command prints in the first container of a service."""
-        return output([*self._with(["demo", "celery"]), "exec", "-T", service, *argv])
+        return output([*self.called(["demo", "celery"]), "exec", "-T", service, *argv])
 
-    def _with(self, profiles: list[str]) -> list[str]:
+    def called(self, profiles: list[str]) -> list[str]:
+        """How Compose is called for this session."""
         files = [part for file in self.files for part in ("-f", str(file))]
         return [*self.compose, *files, *(part for profile in profiles for part in ("--profile", profile))]
 
