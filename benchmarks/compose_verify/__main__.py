@@ -24,7 +24,7 @@ from benchmarks.compose_verify.faults import WORKER_TASK, Faults
 from benchmarks.compose_verify.maintenance import maintain
 from benchmarks.compose_verify.network import HostNetwork
 from benchmarks.compose_verify.packages import build_settings
-from benchmarks.compose_verify.promises import judge, submissions
+from benchmarks.compose_verify.promises import judge, seen
 from benchmarks.compose_verify.stack import LOGS, ROOT, SOONER, WORKSPACE, Stack, submitted_twice
 from demo import paths
 from demo.airflow_api import ApiError
@@ -102,9 +102,7 @@ def chaos(stack: Stack, profiles: list[str], found: dict[str, Any]) -> dict[str,
             found["promises"] = {word: len(sentences) for word, sentences in broken.items()}
             found["broken"] = {word: sentences for word, sentences in broken.items() if sentences}
             found["promises_kept"] = faults.complete and not found["broken"]
-            found["log_lines"] = {
-                f"{one.task}, {one.folder.name}": len(one.output()) for one in submissions(folder)
-            }
+            found["logs"] = seen(folder, logs)
 
 
 def verify(run_with: list[str], keep: bool, sessions: list[dict[str, Any]], report: dict[str, Any]) -> None:

@@ -54,11 +54,11 @@ def submissions(run: Path) -> list[Submission]:
         run: its folder, copied from the cluster's workspace.
     """
     found = []
-    for owner in sorted(run.glob("*/attempt-*/owner.json")):
+    for owner in sorted(run.glob("**/attempt-*/owner.json")):
         said = json.loads(owner.read_text())
         found.append(Submission(said["task_id"], owner.parent, said["key"], _well(owner.parent)))
-    for folder in sorted(run.glob("*/ray-*/")):
-        found.append(Submission(RAY_TASK, folder, "", _well(folder)))
+    for settings in sorted(run.glob("**/ray-*/settings.json")):
+        found.append(Submission(RAY_TASK, settings.parent, "", _well(settings.parent)))
     return found
 
 
@@ -118,6 +118,17 @@ def judge(
         for word, fault in log_faults(one, logs, whole=whole):
             faults[f"log lines {word}"].append(fault)
     return faults
+
+
+def seen(run: Path, logs: Path) -> dict[str, dict[str, int]]:
+    """Submission -> how many lines of output it has, and how many triggerers have told them: for the report."""
+    return {
+        f"{one.task}, {one.folder.name}": {
+            "lines": len(one.output()),
+            "triggerers": len(list((logs / f"task_id={one.task}").glob("*.trigger.*.log"))),
+        }
+        for one in submissions(run)
+    }
 
 
 def log_faults(one: Submission, logs: Path, *, whole: bool) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.compose_verify import promises
 
-SFT, RAY_UP, WAIT = "sft.train", "ppo.ray_up", "ppo.wait"
+SFT, MERGE, RAY_UP, WAIT = "sft.train", "sft.merge", "ppo.ray_up", "ppo.wait"
 LINES = ("first", "second", "third")
 
 
@@ -22,9 +22,11 @@ class Run:
         self.queue: list[str] = []
         self.tries = {SFT: ["success"], RAY_UP: ["success"], WAIT: ["success"]}
         self.submit(SFT, "sft", "attempt-1", "COMPLETED")
+        self.submit(MERGE, "sft/merge", "attempt-1", "COMPLETED")
         self.submit(RAY_UP, "ppo", "attempt-1", "CANCELLED by 61001")
         self.submit(WAIT, "ppo", "ray-1", "")
         self.log(SFT, "attempt-1", LINES)
+        self.log(MERGE, "attempt-1", LINES)
         self.log(RAY_UP, "attempt-1", LINES[:2])
         self.log(WAIT, "ray-1", LINES)
 
@@ -35,7 +37,9 @@ class Run:
         (folder / "outcome.json").write_text(
             json.dumps({"exit_code": 0 if state in ("COMPLETED", "") else 1})
         )
-        if state:
+        if not state:
+            (folder / "settings.json").write_text("{}")
+        else:
             key = f"llmb-{task}-{name[-1]}"
             (folder / "owner.json").write_text(json.dumps({"task_id": task, "key": key}))
             (folder / "job_id").write_text("1")
