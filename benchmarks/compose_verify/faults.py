@@ -41,10 +41,10 @@ class Fault:
 
 PLAN = (
     Fault("worker", WORKER_TASK, state="running"),
-    Fault("scheduler_and_triggerer", "sft.train", shown=1, number=0),
+    Fault("scheduler_and_triggerer", "sft.train", shown=20, number=0),
     Fault("slurmctld", "sft.merge"),
     Fault("login", "ppo.ray_up"),
-    Fault("scheduler_and_triggerer", "ppo.wait", shown=1, number=1),
+    Fault("scheduler_and_triggerer", "ppo.wait", shown=200, number=1),
     Fault("database", "merge.run"),
 )
 
