@@ -1,8 +1,9 @@
-"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 15 minutes, most of them building.
+"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 17 minutes.
 
 Builds the images, starts the profile `demo`, trains the demo's model to its end and takes all of it down; then the same
-with Celery, two workers, two schedulers and two triggerers, of which one each is killed while jobs run. Where there is
-no Docker engine (and this is root on Debian) it starts one, and ends it. Result: build/compose/report.json.
+with Celery, two workers, two schedulers and two triggerers, while what sees to the run is killed piece by piece
+(faults.py); what was promised is compared with what happened (promises.py). Where there is no Docker engine (and this
+is root on Debian) it starts one, and ends it. Result: build/compose/report.json.
 """
 
 from __future__ import annotations
@@ -19,16 +20,23 @@ from typing import Any
 
 from benchmarks.compose_verify.command import VerifyError
 from benchmarks.compose_verify.engine import Engine
-from benchmarks.compose_verify.faults import Faults
+from benchmarks.compose_verify.faults import WORKER_TASK, Faults
+from benchmarks.compose_verify.maintenance import maintain
 from benchmarks.compose_verify.network import HostNetwork
 from benchmarks.compose_verify.packages import build_settings
-from benchmarks.compose_verify.stack import ROOT, Stack, submitted_twice
+from benchmarks.compose_verify.promises import judge, seen
+from benchmarks.compose_verify.stack import LOGS, ROOT, SOONER, WORKSPACE, Stack, submitted_twice
 from demo import paths
 from demo.airflow_api import ApiError
+from demo.services import DAG
 
 FOLDER = ROOT / "build" / "compose"
 SESSIONS: tuple[dict[str, Any], ...] = (
-    {"profiles": ["demo"], "settings": {"EXECUTOR": "LocalExecutor", "SCHEDULERS": "1", "TRIGGERERS": "1"}},
+    {
+        "profiles": ["demo"],
+        "settings": {"EXECUTOR": "LocalExecutor", "SCHEDULERS": "1", "TRIGGERERS": "1"},
+        "maintenance": True,
+    },
     {
         "profiles": ["demo", "celery"],
         "settings": {"EXECUTOR": "CeleryExecutor", "SCHEDULERS": "2", "TRIGGERERS": "2", "WORKERS": "2"},
@@ -42,32 +50,28 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
     profiles = plan["profiles"]
     found: dict[str, Any] = {"profiles": profiles, **plan["settings"], "ok": False}
     stack.make_settings(**plan["settings"])
+    stack.files = [SOONER] if plan.get("faults") else []
     try:
         found["healthy_s"] = stack.up(profiles)
         found["containers"] = len(stack.containers())
         say(f"{'+'.join(profiles)}: {found['containers']} containers healthy after {found['healthy_s']} s")
         found["versions"] = stack.versions()
         found["memory"] = stack.memory()
-        faults = Faults(stack) if plan.get("faults") else None
-        if faults:
-            faults.start()
-        try:
-            run = stack.demo_run(profiles)
-        finally:
-            if faults:
-                faults.stop()
-                found["faults"] = faults.done
+        run = chaos(stack, profiles, found) if plan.get("faults") else stack.demo_run(profiles)
         found |= {key: run.get(key) for key in ("run_id", "stages", "model", "wall_s")}
         found["jobs"] = stack.jobs()
         found["submitted_twice"] = submitted_twice(found["jobs"])
         found["second_attempts"] = [job for job in found["jobs"] if not job["JobName"].endswith("-1")]
         found["privileged"] = stack.privileged()
+        if plan.get("maintenance"):
+            found["maintenance"] = maintain(stack, profiles, str(run["run_id"]))
+        # Last: it shows that tasks still run, after all that.
         found["mail_of_failure_s"] = stack.mail_of_failure()
         found["ok"] = (
             bool(run["model"]["verified"])
             and not found["submitted_twice"]
             and not found["privileged"]
-            and (not faults or len(faults.done) == 2)
+            and found.get("promises_kept", True)
         )
         say(
             f"{'+'.join(profiles)}: the run took {found['wall_s']} s, {'all well' if found['ok'] else 'NOT WELL'}"
@@ -78,6 +82,27 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
     finally:
         stack.down(profiles)
     return found
+
+
+def chaos(stack: Stack, profiles: list[str], found: dict[str, Any]) -> dict[str, Any]:
+    """The demo run while things are killed; its report. What became of the promises goes into `found`."""
+    faults = Faults(stack)
+    faults.start()
+    try:
+        return stack.demo_run(profiles)
+    finally:
+        faults.stop()
+        found["faults"], found["faults_failed"] = faults.done, faults.failed
+        # Also where the run has failed: then most of all.
+        if run := stack.last_run():
+            folder = stack.copy("login", f"{WORKSPACE}/{DAG}/{run}", "run")
+            logs = stack.copy("api-server", f"{LOGS}/dag_id={DAG}/run_id={run}", "run-logs")
+            found["tries"] = stack.tries(DAG, run)
+            broken = judge(folder, logs, stack.jobs(), stack.queue(), found["tries"], WORKER_TASK)
+            found["promises"] = {word: len(sentences) for word, sentences in broken.items()}
+            found["broken"] = {word: sentences for word, sentences in broken.items() if sentences}
+            found["promises_kept"] = faults.complete and not found["broken"]
+            found["logs"] = seen(folder, logs)
 
 
 def verify(run_with: list[str], keep: bool, sessions: list[dict[str, Any]], report: dict[str, Any]) -> None:

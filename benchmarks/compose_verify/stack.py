@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -16,9 +18,11 @@ import httpx
 from benchmarks.compose_verify.command import VerifyError, logged, output
 from demo.airflow import free_port
 from demo.airflow_api import AirflowApi
-from demo.services import CLUSTER, DAG, RECIPE
+from demo.services import CLUSTER, DAG, RECIPE, RUN_PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
+SOONER = Path(__file__).parent / "sooner.yaml"
+LOGS, WORKSPACE = "/opt/airflow/logs", "/var/tmp/llm-bridge/clusters/local/shared/workspace"
 PROJECT = "llm-bridge-verify"
 IMAGES = {"airflow": "migrate", "cluster": "ctl", "stores": "database"}
 BUILD_SECONDS, UP_SECONDS, RUN_SECONDS, MAIL_SECONDS = 3600, 900, 2400, 120
@@ -72,7 +76,9 @@ class Stack:
             **{f"{name.upper()}_IMAGE": f"{PROJECT}-{name}" for name in IMAGES},
         }
         self.compose = [*compose, "--project-name", PROJECT, "--project-directory", str(ROOT)]
-        self.compose += ["--env-file", str(self.env_file)]
+        self.compose += ["--env-file", str(self.env_file), "-f", str(ROOT / "docker-compose.yaml")]
+        # More Compose files, for one session.
+        self.files: list[Path] = []
 
     # ---- settings and images
 
@@ -85,7 +91,7 @@ class Stack:
 
     def build(self, more: Path | None) -> dict[str, dict[str, Any]]:
         """Build all images; returns name -> seconds and size."""
-        files = ["-f", str(ROOT / "docker-compose.yaml"), *(["-f", str(more)] if more else [])]
+        files = ["-f", str(more)] if more else []
         found = {}
         for name, service in IMAGES.items():
             begin = time.monotonic()
@@ -112,7 +118,7 @@ class Stack:
         """Start all of some profiles; returns the seconds until everything was healthy."""
         begin = time.monotonic()
         logged(
-            [*self._with(profiles), "up", "--detach", "--wait", "--no-build"],
+            [*self.called(profiles), "up", "--detach", "--wait", "--no-build"],
             self.folder / "logs" / f"up-{'-'.join(profiles)}.log",
             UP_SECONDS,
             ROOT,
@@ -123,12 +129,11 @@ class Stack:
         """End it, and delete its volumes; what its containers and tasks have said is kept."""
         name = "-".join(profiles)
         with (self.folder / "logs" / f"containers-{name}.log").open("w") as log:
-            subprocess.run([*self._with(profiles), "logs", "--no-color"], stdout=log, stderr=log, cwd=ROOT)
-            # Why a task failed or was tried again is in here.
-            tasks = self.folder / "logs" / f"tasks-{name}"
-            argv = [*self._with(profiles), "cp", "api-server:/opt/airflow/logs", str(tasks)]
-            subprocess.run(argv, stdout=log, stderr=log, cwd=ROOT)
-        argv = [*self._with(profiles), "down", "--volumes", "--remove-orphans"]
+            subprocess.run([*self.called(profiles), "logs", "--no-color"], stdout=log, stderr=log, cwd=ROOT)
+        # Why a task failed or was tried again is in here.
+        with contextlib.suppress(VerifyError):
+            self.copy("api-server", LOGS, f"tasks-{name}")
+        argv = [*self.called(profiles), "down", "--volumes", "--remove-orphans"]
         logged(argv, self.folder / "logs" / f"down-{name}.log", UP_SECONDS, ROOT)
 
     def demo_run(self, profiles: list[str]) -> dict[str, Any]:
@@ -139,7 +144,7 @@ class Stack:
         """
         argv = [
             *self.run_with,
-            *self._with(profiles),
+            *self.called(profiles),
             "exec",
             "-T",
             "api-server",
@@ -158,6 +163,38 @@ class Stack:
             f"--format={','.join(COLUMNS).replace('JobName', 'JobName%200')}",
         )  # fmt: skip
         return [dict(zip(COLUMNS, line.split("|"), strict=True)) for line in said.splitlines()]
+
+    def queue(self) -> list[str]:
+        """What is in Slurm's queue."""
+        return self.inside("ctl", "squeue", "--noheader", "--format=%i %j %T").splitlines()
+
+    def copy(self, service: str, path: str, name: str) -> Path:
+        """A folder of a container, copied to the logs of this verification."""
+        target = self.folder / "logs" / name
+        shutil.rmtree(target, ignore_errors=True)
+        output([*self.called(["demo", "celery"]), "cp", f"{service}:{path}", target])
+        return target
+
+    def last_run(self) -> str | None:
+        """The newest of the demo's runs."""
+        runs = self.api().ask("GET", f"/api/v2/dags/{DAG}/dagRuns", params={"order_by": "-run_after"})
+        names = [str(run["dag_run_id"]) for run in runs["dag_runs"]]
+        return next((name for name in names if name.startswith(RUN_PREFIX)), None)
+
+    def lines_shown(self, dag: str, run: str, task: str) -> int:
+        """How many lines of its job's output a task's log has."""
+        folder = f"{LOGS}/dag_id={dag}/run_id={run}/task_id={task}"
+        said = self.inside("api-server", "sh", "-c", 'grep -rhc "output.log:" "$1" || true', "sh", folder)
+        return sum(map(int, said.split()))
+
+    def tries(self, dag: str, run: str) -> dict[str, list[str]]:
+        """Task -> states of all its tries, oldest first."""
+        found, api = {}, self.api()
+        for task in api.tasks(dag, run):
+            path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task['task_id']}/tries"
+            said = api.ask("GET", path)["task_instances"]
+            found[task["task_id"]] = [str(one["state"]) for one in sorted(said, key=_number)]
+        return found
 
     def mail_of_failure(self) -> float:
         """Start a run that `check` has to refuse; returns the seconds until the mailbox shows an alert about it.
@@ -226,7 +263,13 @@ class Stack:
 
     def inside(self, service: str, *argv: str) -> str:
         """What a command prints in the first container of a service."""
-        return output([*self._with(["demo", "celery"]), "exec", "-T", service, *argv])
+        return output([*self.called(["demo", "celery"]), "exec", "-T", service, *argv])
 
-    def _with(self, profiles: list[str]) -> list[str]:
-        return [*self.compose, *(part for profile in profiles for part in ("--profile", profile))]
+    def called(self, profiles: list[str]) -> list[str]:
+        """How Compose is called for this session."""
+        files = [part for file in self.files for part in ("-f", str(file))]
+        return [*self.compose, *files, *(part for profile in profiles for part in ("--profile", profile))]
+
+
+def _number(task: dict[str, Any]) -> int:
+    return int(task["try_number"])

@@ -52,6 +52,7 @@ def shown(file: Path) -> str:
     body = message.get_body(("plain", "html"))
     text = body.get_content() if body else ""
     if body and body.get_content_type() == "text/html":
+        text = re.sub(r"</t[dh]>", " ", text)  # else the cells of a row would become one word
         text = html.unescape(re.sub(r"<[^>]*>", "", text))
     head = f"from {message['from']} to {message['to']}, {message['date']}"
     return (

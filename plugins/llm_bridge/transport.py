@@ -41,6 +41,10 @@ class LoginRefused(LoginNodeUnreachable):
     """
 
 
+class NoConnection(ConfigError):
+    """Airflow has no connection to the cluster."""
+
+
 class CommandFailed(RuntimeError):
     """A command on the login node ended with a non-zero exit code."""
 
@@ -210,7 +214,7 @@ class SshTransport:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await hook.get_conn()
         except AirflowNotFoundException:
-            raise ConfigError(
+            raise NoConnection(
                 f"Airflow has no connection {self.conn_id!r}: create it (Admin > Connections, type SSH) or set "
                 "ssh_conn_id in the cluster file to one that exists"
             ) from None

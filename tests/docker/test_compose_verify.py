@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.compose_verify import network, packages
+from benchmarks.compose_verify import maintenance, network, packages
 from benchmarks.compose_verify.stack import submitted_twice
 
 
@@ -100,3 +100,9 @@ def test_an_attempt_after_a_failed_one_is_no_second_submission():
         again = job("llmb-sft-ab-2", "COMPLETED", start="2026-01-01T10:06:00")
         assert submitted_twice([job("llmb-sft-ab-1", state), again]) == ["llmb-sft-ab-2"]
     assert submitted_twice([first, job("llmb-sft-ab-1", "COMPLETED")]) == ["llmb-sft-ab-1"]
+
+
+def test_maintenance_finds_its_commands_in_the_document():
+    found = {title: maintenance.commands(title) for title in ("Backup", "Restore", "Logs")}
+    assert [len(lines) for lines in found.values()] == [1, 3, 2]
+    assert all(line.startswith("docker compose ") for lines in found.values() for line in lines)

@@ -98,6 +98,12 @@ def test_images_build_from_plain_debian(name: str):
     assert re.findall(r"^FROM (.+)$", dockerfile(name), re.MULTILINE) == ["debian:bookworm-slim"]
 
 
+def test_each_image_is_built_by_one_service():
+    # A mirror's settings are given to that one (docs/production.md); a second would be built without them.
+    built = [service["image"] for service in services().values() if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in services().values()})
+
+
 # ---- same cluster
 
 
