@@ -104,16 +104,14 @@ def trained(
     return settings
 
 
-@pytest.mark.parametrize("use_v1", [True, False], ids=["default trainer", "older trainer"])
 def test_from_the_end_of_an_epoch_ppo_goes_on_to_its_last_step(
-    use_v1: bool, trained: dict[str, Any], ray_address: str, cluster_python: str, tmp_path: Path
+    trained: dict[str, Any], ray_address: str, cluster_python: str, tmp_path: Path
 ) -> None:
     """The job was killed while it saved step 2: step 1, at an epoch's end, is what there is. SFT must be helped over
-    that (``checkpoints.start_next_epoch_afresh``); verl 0.9.1's PPO needs no help, in neither of its trainers."""
+    that (``checkpoints.start_next_epoch_afresh``); verl 0.9.1's PPO needs no help, nor with trainer.use_v1=false."""
     checkpoints = Path(shutil.copytree(trained["checkpoint_dir"], tmp_path / "checkpoints"))
     shutil.rmtree(checkpoints / "global_step_2" / "critic")
-    verl = {**trained["verl"], "trainer.use_v1": use_v1}
-    settings = attempt(tmp_path, "ppo", {**trained, "checkpoint_dir": str(checkpoints), "verl": verl})
+    settings = attempt(tmp_path, "ppo", {**trained, "checkpoint_dir": str(checkpoints)})
     code, steps, text = train(cluster_python, settings, ray_address)
     assert (code, steps) == (0, [2]), text[-5000:]
     assert json.loads((settings.parent / "result.json").read_text())["step"] == 2
