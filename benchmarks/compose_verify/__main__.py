@@ -1,4 +1,4 @@
-"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 17 minutes.
+"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 20 minutes.
 
 Builds the images, starts the profile `demo`, trains the demo's model to its end and takes all of it down; then the same
 with Celery, two workers, two schedulers and two triggerers, while what sees to the run is killed piece by piece
