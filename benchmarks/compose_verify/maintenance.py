@@ -33,7 +33,8 @@ def run(stack: Stack, profiles: list[str], title: str, folder: Path) -> None:
     if not lines:
         raise VerifyError(f"{DOCUMENT} has no commands below **{title}** in {SECTION!r}")
     compose = shlex.join([str(part) for part in stack.called(profiles)])
-    script = "\n".join(["set -euo pipefail", f'docker() {{ shift; {compose} "$@"; }}', *lines])
+    # `command`: Compose may itself be called as `docker compose`.
+    script = "\n".join(["set -euo pipefail", f'docker() {{ shift; command {compose} "$@"; }}', *lines])
     folder.mkdir(parents=True, exist_ok=True)
     logged(["bash", "-c", script], stack.folder / "logs" / "maintenance.log", UP_SECONDS, folder)
 

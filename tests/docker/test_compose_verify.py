@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -106,3 +109,19 @@ def test_maintenance_finds_its_commands_in_the_document():
     found = {title: maintenance.commands(title) for title in ("Backup", "Restore", "Logs")}
     assert [len(lines) for lines in found.values()] == [1, 3, 2]
     assert all(line.startswith("docker compose ") for lines in found.values() for line in lines)
+
+
+def test_maintenance_calls_compose_where_that_is_docker_s_own_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$@" >>"$SAID"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    stack: Any = SimpleNamespace(
+        called=lambda profiles: ["docker", "compose", "--profile", *profiles], folder=tmp_path
+    )
+    maintenance.run(stack, ["demo"], "Backup", tmp_path)
+    assert (tmp_path / "said").read_text().startswith("compose --profile demo exec -T database pg_dump")
