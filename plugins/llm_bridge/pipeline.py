@@ -169,7 +169,7 @@ def form(recipe: str | None = None) -> dict[str, Param]:
         ),
         "force_stages": Param(
             [],
-            type="array",
+            type=["null", "array"],  # else the form marks it as required
             items={"type": "string", "enum": list(STAGES)},
             examples=list(STAGES),
             title="Stages to make anew",

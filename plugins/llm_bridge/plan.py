@@ -35,6 +35,11 @@ class Form(Strict):
     def _blank_is_empty(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
 
+    @field_validator("force_stages", mode="before")
+    @classmethod
+    def _none_is_none(cls, value: Any) -> Any:
+        return [] if value is None else value
+
     @field_validator("stages")
     @classmethod
     def _some(cls, value: list[Stage]) -> list[Stage]:

@@ -21,11 +21,11 @@ def plan(**params: Any) -> Plan:
 
 
 def test_empty_fields_leave_the_recipes_values() -> None:
-    made = plan(run_name=None, base_model="", repo_id=None, nodes=None)
+    made = plan(run_name=None, base_model="", repo_id=None, nodes=None, force_stages=None)
     assert made.recipe.base_model == "demo/tiny-llama"
     assert made.recipe.hub.repo_id == "demo/tiny-llama-gsm8k"
     assert made.nodes("sft") == made.nodes("ppo") == 2
-    assert made.run_name == RUN[1]
+    assert made.run_name == RUN[1] and not made.force_stages
 
 
 def test_the_form_wins_over_the_recipe() -> None:
