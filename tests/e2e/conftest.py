@@ -127,6 +127,7 @@ def include(folder: Path, cluster: LocalCluster) -> Path:
         (folder / "clusters" / f"{name}.yaml").write_text(yaml.safe_dump(site | change))
     nightly = yaml.safe_load((folder / "recipes" / "tiny_cpu.yaml").read_text())
     nightly["sft"]["verl"]["trainer"] |= {"total_epochs": 1, "save_freq": 3}
+    nightly["ppo"]["verl"]["trainer"] |= {"save_freq": 1}
     # In one allocation with SFT: what is cleared and done again then is another job than the one that failed.
     nightly |= {"cluster": "test", "allocation": "shared"}
     (folder / "recipes" / "nightly_tiny.yaml").write_text(yaml.safe_dump(nightly))

@@ -354,7 +354,7 @@ def test_the_script_is_correct_bash_in_every_environment(environment: dict) -> N
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     # The guard calls srun and scontrol, which no container has.
     guard = "/usr/bin/python3" if "container" in environment else "python3"
-    assert f'\n{guard} -u "$JOBS_DIR/ray_guard.py"' in text
+    assert f'\nattend {guard} -u "$JOBS_DIR/ray_guard.py"' in text
 
 
 def test_the_script_is_the_one_that_was_reviewed() -> None:
