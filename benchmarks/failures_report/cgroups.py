@@ -17,6 +17,7 @@ from llm_bridge.slurm.operators import SlurmSubmitOperator
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 NODE = "n1"
+SLURMS = MEMORY / f"slurm_{NODE}"
 ETC = "/run/slurm-with-cgroups"
 CONFIGURE = f"""\
 set -e
@@ -33,8 +34,8 @@ def lacking() -> str:
         return f"this machine has no memory cgroups of version 1 at {MEMORY}, which Slurm 22.05 without systemd needs"
     if not os.access(MEMORY, os.W_OK):
         return f"{MEMORY} cannot be written: cgroups belong to somebody else here"
-    if (MEMORY / "slurm").exists():
-        return f"{MEMORY}/slurm is there already: another Slurm on this machine uses it"
+    if SLURMS.exists():
+        return f"{SLURMS} is there already: a Slurm on this machine uses it, or has left it (rmdir, its folders first)"
     return ""
 
 
@@ -50,11 +51,9 @@ def release(site: Site) -> None:
     site.end_jobs()
     site.cluster.stop("slurmd", NODE)
     site.run(NODE, "sh", "-c", f"umount -l /etc/slurm; rm -rf {ETC}")
-    for folder in sorted((MEMORY / "slurm").rglob("*"), reverse=True):
+    for folder in sorted([SLURMS, *SLURMS.rglob("*")], reverse=True):
         if folder.is_dir():
             folder.rmdir()
-    if (MEMORY / "slurm").exists():
-        (MEMORY / "slurm").rmdir()
     site.cluster.start("slurmd", NODE)
     site.cluster.wait_for_nodes([NODE])
 

@@ -22,6 +22,25 @@ NO_RENDEZVOUS = """\
 import datetime, torch.distributed
 torch.distributed.TCPStore("n4", 29511, 2, False, timeout=datetime.timedelta(seconds=3))
 """
+# W&B's own client, and in place of W&B a server that knows no key.
+WANDB = """\
+import http.server, os, threading
+class Refuses(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(401)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(b'{"errors":[{"message":"user is not logged in"}]}')
+    def log_message(self, *arguments):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "0" * 40}
+os.environ |= {"WANDB_MODE": "online", "WANDB_ERROR_REPORTING": "false"}
+import wandb
+wandb.init(project="p", entity="acme")
+"""
 STATE = "/var/lib/slurm/slurmctld"
 
 
@@ -143,6 +162,9 @@ CASES: tuple[Case, ...] = (
     Case("module", "module load of a module that is not there", "environment", Action.STOP, "cuda/99.9", no_module),
     Case("no_rendezvous", "torch's rendezvous on a node where nobody listens", "network", Action.LATER, "(n4, 29511)",
          lambda site, options: script(site, options, f"{CLUSTER_ENV}/bin/python - <<'END'\n{NO_RENDEZVOUS}END")),
+    Case("wandb_key", "wandb.init with a key that the server does not know", "token_refused", Action.STOP,
+         "user is not logged in",
+         lambda site, options: script(site, options, f"{CLUSTER_ENV}/bin/python - <<'END'\n{WANDB}END")),
     Case("task_limit", "execution_timeout of the task passes", "task_limit", Action.LATER, "time limit had passed",
          lambda site, options: script(site, options, "sleep 100", execution_timeout=timedelta(seconds=4))),
     Case("hang", "SIGSTOP to a training; on_hang: retry", "hang", Action.ELSEWHERE, "no output and no new step",
