@@ -102,7 +102,7 @@ def main(folder: Path) -> None:
         for name, (body, variables) in CASES.items():
             script = Path(scripts) / f"{name}.py"
             script.write_text(START + body)
-            command = [
+            command: list[str | Path] = [
                 sys.executable,
                 "-m",
                 "torch.distributed.run",

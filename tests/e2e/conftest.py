@@ -5,31 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from aiosmtpd.controller import Controller
 
 from demo.airflow import LocalAirflow, free_port
 from demo.services import Hub, airflow_environment, run_program
 from local_cluster import LocalCluster
+from tests.alerts.sinks import Mails, Posts, mail_server, web_server
 
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "demo/tiny-llama-gsm8k"
-
-
-@dataclass
-class Alerts:
-    """What the two sinks received."""
-
-    mails: list[str] = field(default_factory=list)
-    posts: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -39,7 +30,8 @@ class Stack:
     cluster: LocalCluster
     hub: Hub
     airflow: LocalAirflow
-    alerts: Alerts
+    mails: Mails
+    posts: Posts
     assets: Path
 
     def run(self, run_id: str, timeout: float = 900, **conf: Any) -> str:
@@ -73,19 +65,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     cluster.down(wipe=True)
     cluster.up()
     hub = Hub(cluster, folder / "hub")
-    alerts = Alerts()
-    mail, web = mail_sink(alerts), web_sink(alerts)
     airflow: LocalAirflow | None = None
+    sinks = ExitStack()
+    mails, posts = sinks.enter_context(mail_server()), sinks.enter_context(web_server())
     try:
         hub.start()
         assets = make_assets(hub, folder / "assets")
-        plain = {"disable_ssl": True, "disable_tls": True}
-        smtp = {"conn_type": "smtp", "host": mail.hostname, "port": mail.port, "extra": plain}
         environment = {
             **airflow_environment(cluster, hub.token),
             "LLM_BRIDGE_INCLUDE": str(include(folder / "include", cluster)),
-            "AIRFLOW_CONN_MAIL_TEST": json.dumps(smtp),
-            "AIRFLOW_CONN_HOOK_TEST": f"http://127.0.0.1:{web.server_port}",
+            "AIRFLOW_CONN_MAIL_TEST": mails.connection,
+            "AIRFLOW_CONN_HOOK_TEST": f"http://127.0.0.1:{posts.port}",
             "AIRFLOW_CONN_HUGGINGFACE_WRONG": json.dumps(
                 {"conn_type": "generic", "password": "hf_wrong_token_123"}
             ),
@@ -97,13 +87,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         api = airflow.api()
         api.wait_for_dag("post_training")
         api.unpause("post_training")
-        yield Stack(cluster, hub, airflow, alerts, assets)
+        yield Stack(cluster, hub, airflow, mails, posts, assets)
     finally:
         if airflow:
             airflow.stop()
         cluster.down(wipe=True)
-        mail.stop()
-        web.shutdown()
+        sinks.close()
 
 
 def dags(folder: Path) -> Path:
@@ -151,34 +140,3 @@ def make_assets(hub: Hub, folder: Path) -> Path:
         [sys.executable, "-m", "demo.hub_client", "upload", folder], "upload model and data", environment
     )
     return folder
-
-
-def mail_sink(alerts: Alerts) -> Controller:
-    """A real SMTP server on loopback that keeps what it gets."""
-
-    class Keep:
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            alerts.mails.append(envelope.content.decode())
-            return "250 kept"
-
-    controller = Controller(Keep(), hostname="127.0.0.1", port=free_port(8125))
-    controller.start()
-    return controller
-
-
-def web_sink(alerts: Alerts) -> ThreadingHTTPServer:
-    """An HTTP server on loopback that keeps what is posted to it."""
-
-    class Keep(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            alerts.posts.append(json.loads(body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Keep)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email
 import json
 import re
 import sys
@@ -196,17 +195,17 @@ def test_what_the_form_does_not_offer_is_refused_by_the_api(stack: Any, conf: di
 
 
 def test_one_failure_is_one_mail_and_one_post_with_the_reason(stack: Any) -> None:
-    stack.alerts.mails.clear()
-    stack.alerts.posts.clear()
+    stack.mails.clear()
+    stack.posts.clear()
     assert stack.run("alerts", timeout=120, base_model="/no/such/model") == "failed"
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not (stack.alerts.mails and stack.alerts.posts):
+    while time.monotonic() < deadline and not (stack.mails and stack.posts):
         time.sleep(0.5)
-    assert len(stack.alerts.mails) == len(stack.alerts.posts) == 1
-    post = stack.alerts.posts[0]
+    assert len(stack.mails) == len(stack.posts) == 1
+    _, post = stack.posts[0]
     assert "/no/such/model cannot be read" in post["text"] and post["occasion"] == "failure"
     assert "/dags/post_training/runs/alerts/tasks/check" in post["links"]["Log"]
-    mail = email.message_from_string(stack.alerts.mails[0])
+    mail = stack.mails[0]
     assert mail["To"] == "team@example.org" and "check failed" in mail["Subject"]
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from llm_bridge.slurm.explain import explain_slurm
 from llm_bridge.slurm.operators import SlurmSubmitOperator
 from llm_bridge.slurm.sensors import SlurmJobSensor
 from llm_bridge.slurm.triggers import SlurmJobTrigger
+from tests.alerts.sinks import Posts, web_server
 
 # The job stops itself as SIGSTOP from outside would stop it, and nothing of it goes on.
 # scancel wakes it first (SIGCONT): it must not come to a good end then.
@@ -33,28 +31,15 @@ LIMIT = 0.1  # minutes
 
 
 @pytest.fixture
-def told(include: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+def told(include: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Posts]:
     """What a web server on loopback got of alerts."""
-    got: list[dict[str, Any]] = []
-
-    class Keep(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Keep)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AIRFLOW_CONN_HOOK", f"http://127.0.0.1:{server.server_port}")
-    file = include / "alerts.yaml"
-    before = file.read_text()
-    file.write_text(yaml.safe_dump({"http": {"conn_id": "hook"}, "queued_after_hours": 4 / 3600}))
-    yield got
-    file.write_text(before)
-    server.shutdown()
+    with web_server() as posts:
+        monkeypatch.setenv("AIRFLOW_CONN_HOOK", f"http://127.0.0.1:{posts.port}")
+        file = include / "alerts.yaml"
+        before = file.read_text()
+        file.write_text(yaml.safe_dump({"http": {"conn_id": "hook"}, "queued_after_hours": 4 / 3600}))
+        yield posts
+        file.write_text(before)
 
 
 def submit(task: Any, script: str, **more: Any) -> SlurmJobTrigger:
@@ -96,7 +81,7 @@ def test_a_stopped_job_is_told_with_last_line_node_and_what_its_processes_do_onc
     mark = ["cat", f"{trigger.directory}/told-hang.json"]
     try:
         asyncio.run(followed(trigger, lambda: slurm.run("login", mark, user="svc").returncode == 0))
-        said = told[0]
+        _, said = told[0]
         assert said["occasion"] == "hang" and "has been silent for" in said["title"]
         assert said["facts"]["Last line"] == "step one" and said["facts"]["Node"].startswith("n")
         assert "nothing is done" in said["facts"]["Next"]
@@ -132,7 +117,7 @@ def test_a_hang_that_is_to_be_retried_ends_the_job_and_is_told_once_by_what_beco
     assert told == []
     for callback, occasion in ((occasions.retried, "hang"), (occasions.failed, "failure")):
         callback({**task.context, "exception": failed.value})
-        said = told.pop()
+        _, said = told.pop()
         assert said["occasion"] == occasion and said["facts"]["Class"] == "hang" and told == []
         assert "step one" in said["lines"] and any("T (stopped)" in line for line in said["lines"])
         assert said["facts"]["Next"].startswith("tries again at once, without n")
@@ -180,7 +165,9 @@ def test_a_sensor_tells_of_a_stopped_job_once_and_goes_on_with_it_when_it_wakes(
     finally:
         scancel(slurm, trigger)
     assert event["info"]["state"] == "COMPLETED" and event["hang"] is None
-    assert [said["occasion"] for said in told] == ["hang"] and "nothing is done" in told[0]["facts"]["Next"]
+    assert [said["occasion"] for _, said in told] == ["hang"] and "nothing is done" in told[0][1]["facts"][
+        "Next"
+    ]
     assert any("goes on: it was silent for" in line for line in logged())
     sensor = SlurmJobSensor(task_id="wait", submitted=submitted)
     assert sensor.execute_complete(task.context, event) == {"answer": 42}
@@ -223,7 +210,7 @@ def test_a_job_that_waits_or_is_suspended_is_not_called_hung_but_the_waiting_is_
 
         async def scene() -> None:
             following = asyncio.create_task(trigger.outcome())
-            said = await until(lambda: told and told[0])
+            _, said = await until(lambda: told and told[0])
             assert said["occasion"] == "queued"
             assert said["facts"]["Slurm's reason"] == "JobHeldUser"
             assert said["facts"]["Expected start"] == "Slurm does not know"
