@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,24 @@ def attempt(root: Path, stage: str, settings: dict[str, Any]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     return directory / "settings.json"
+
+
+def prepared(root: Path, assets: Path, launch: Callable[..., Any]) -> dict[str, Any]:
+    """What the prepare stage makes of the demo's model and data: paths, by the names that trainings know them by.
+
+    :param assets: and :param launch: the fixtures.
+    """
+    data = {
+        "data_source": str(assets / "gsm8k-tiny"),
+        "data_config": "main",
+        "data_dir": str(root / "data"),
+    }
+    model = {"base_model": str(assets / "tiny-llama"), "model_dir": str(root / "model")}
+    settings = attempt(root, "prepare", {**data, **model})
+    done = launch("prepare.py", settings)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads((settings.parent / "result.json").read_text())
+    return result
 
 
 def sft_settings(**changes: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from llm_bridge.config.load import load_recipe
-from tests.jobs.support import JOBS, attempt, ppo_settings
+from tests.jobs.support import JOBS, attempt, ppo_settings, prepared
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -74,15 +74,7 @@ def trained(
 ) -> dict[str, Any]:
     """Settings of a PPO of two epochs of one step each, which went through to its end."""
     shared = tmp_path_factory.mktemp("ppo")
-    data = {
-        "data_source": str(assets / "gsm8k-tiny"),
-        "data_config": "main",
-        "data_dir": str(shared / "data"),
-    }
-    model = {"base_model": str(assets / "tiny-llama"), "model_dir": str(shared / "model")}
-    prepared = attempt(shared, "prepare", {**data, **model})
-    assert launch("prepare.py", prepared).returncode == 0
-    ready = json.loads((prepared.parent / "result.json").read_text())
+    ready = prepared(shared, assets, launch)
     own = {
         "data.train_max_samples": 16,
         "trainer.total_epochs": 2,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from llm_bridge.config.load import load_recipe
-from tests.jobs.support import JOBS, attempt, sft_settings
+from tests.jobs.support import JOBS, attempt, prepared, sft_settings
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -67,15 +67,7 @@ def train(python: str, settings: Path, **variables: str) -> tuple[list[int], dic
 
 def sft(shared: Path, assets: Path, launch: Launch, **changes: Any) -> dict[str, Any]:
     """The settings of the tiny recipe's SFT, with its data prepared."""
-    data = {
-        "data_source": str(assets / "gsm8k-tiny"),
-        "data_config": "main",
-        "data_dir": str(shared / "data"),
-    }
-    model = {"base_model": str(assets / "tiny-llama"), "model_dir": str(shared / "model")}
-    prepared = attempt(shared, "prepare", {**data, **model})
-    assert launch("prepare.py", prepared).returncode == 0
-    ready = json.loads((prepared.parent / "result.json").read_text())
+    ready = prepared(shared, assets, launch)
     return sft_settings(
         device="cpu",
         checkpoint_dir=str(shared / "checkpoints"),
