@@ -1,6 +1,12 @@
-"""ppo.py: the arguments, and the Ray cluster as it is; nothing here runs verl or Ray."""
+"""ppo.py: the arguments, the Ray cluster as it is, and what verl calls after it has saved; nothing here trains."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
 
 import ppo
 import pytest
@@ -8,7 +14,7 @@ from hydra_args import overrides
 from job_io import JobError
 
 from llm_bridge.config.load import load_recipe
-from tests.jobs.support import ppo_settings
+from tests.jobs.support import JOBS, ppo_settings
 
 # What the script that llm-bridge replaces passed to verl, but for paths and names of runs
 # (github.com/matsuolab/llm_bridge_prod, train/scripts/mutinode_ppo/launch_training.py).
@@ -75,3 +81,39 @@ def test_an_epoch_has_the_full_batches_of_the_data() -> None:
     assert ppo.steps_per_epoch(7473, 256) == 29
     with pytest.raises(JobError, match=r"10 prompts do not fill one batch"):
         ppo.steps_per_epoch(10, 16)
+
+
+IN_VERL = """
+import json, sys
+import ppo, verl_run
+from omegaconf import OmegaConf
+variables = {}
+config = verl_run.composed(ppo.CONFIG, ["trainer.save_freq=10", *ppo.saves_in_time("own.Notes", variables)])
+sys.path[:0] = variables["PYTHONPATH"].split(":")  # as it is in the processes that Ray starts
+from verl.trainer.ppo.checkpoint_callback import build_checkpoint_callback
+callback = build_checkpoint_callback(config)
+saved = []
+for step in range(1, 13):
+    if config.trainer.save_freq > 0 and step % config.trainer.save_freq == 0:
+        callback.on_save(trainer=None, global_step=step, checkpoint_dir="/c", async_save=False)
+        saved.append(step)
+import own
+kept = OmegaConf.to_container(config, resolve=True)["trainer"]["save_freq"]
+print(json.dumps([saved, own.noted, json.dumps(kept)]))
+"""
+
+
+def test_verl_saves_when_the_allocation_ends_and_still_calls_the_recipes_own_class(
+    cluster_python: str, tmp_path: Path
+) -> None:
+    """verl's own way from the overrides to the class; tests/e2e trains with it. How long a save takes is not known
+    before the first, so that is made at once; step 10 is the recipe's."""
+    own = "noted = []\nclass Notes:\n    def __init__(self, config): pass\n"
+    own += "    def on_save(self, trainer, global_step, **rest): noted.append(global_step)\n"
+    (tmp_path / "own.py").write_text(own)
+    (tmp_path / "ends_soon").write_text(f"{time.time() + 300:.0f}")
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}:{JOBS}", "PYTHONWARNINGS": "ignore"}
+    environ["LLM_BRIDGE_ENDS_SOON"] = str(tmp_path / "ends_soon")
+    done = subprocess.run([cluster_python, "-c", IN_VERL], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[1, 10], [1, 10], "10"]

@@ -14,9 +14,8 @@ from typing import Callable, Optional
 # Names the file, for all processes of the job (batch.sh.j2).
 VARIABLE = "LLM_BRIDGE_ENDS_SOON"
 UNKNOWN_SAVE_SECONDS = 300.0  # until this process has saved once
-SPARE_SECONDS = (
-    30.0  # a save is never as fast as the last one when all jobs of a site save before a maintenance
-)
+# A save is not as fast as the last one when all jobs of a site save before a maintenance.
+SPARE_SECONDS = 30.0
 
 
 class LastSave:
