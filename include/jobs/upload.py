@@ -348,9 +348,8 @@ def main(argv: list[str]) -> int:
     token, endpoint, reason = None, "", None
     try:
         settings = parse_arguments(argv)
-        if (
-            settings.result
-        ):  # what explains a failure lies beside it; Slurm may run a job again in the same place
+        # What explains a failure lies beside the result; Slurm may run a job again in the same place.
+        if settings.result:
             reason = settings.result.with_name("reason.json")
             reason.unlink(missing_ok=True)
         # Before all checks: a token file that is to be deleted must not be left behind.
