@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Install what the demo and the tests need: Debian packages (as root), and two Python environments below
-# ${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}. What is there already is left alone; nothing is started.
+# ${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}. Installed packages and valid environments stay unchanged; nothing is started.
 #
-#   LLM_BRIDGE_HOME         where the environments go; plain users must be able to enter it
-#   LLM_BRIDGE_PYTHON       Python 3.11 or newer for Airflow (default: the first that is found)
-#   LLM_BRIDGE_TORCH_INDEX  one more package index, with CPU-only builds of torch: without it pip may bring the
-#                           CUDA libraries along, several GB that are of no use here
+# usage: setup.sh [airflow]     "airflow": only the environment of Airflow and the development tools, without root
+#
+#   LLM_BRIDGE_HOME         directory of the environments; unprivileged users need search permission on it
+#   LLM_BRIDGE_PYTHON       Python 3.11 to 3.13 for Airflow (default: the first one found)
+#   LLM_BRIDGE_TORCH_INDEX  additional package index with CPU-only builds of torch: without it pip may install
+#                           the CUDA libraries, several GB that are not used here
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-umask 022 # jobs run as a plain user, who has to read the environment
+umask 022 # jobs run as an unprivileged user, which must be able to read the environment
 
-mapfile -t PACKAGES < <(grep -v '^#' local_cluster/packages.txt)
+mapfile -t PACKAGES < <(grep -v '^#' testing/local_cluster/packages.txt)
 PACKAGES+=(postgresql) # Airflow's database in tests/chaos
+PACKAGES+=(fish tcsh) # login shells of make sites-report
 home=${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}
 logs=$home/logs
 policy=/usr/sbin/policy-rc.d
@@ -27,22 +30,22 @@ seconds_since() { printf '%d.%d' $((($(now_ms) - $1) / 1000)) $((($(now_ms) - $1
 
 now_ms() { printf '%s' "$((${EPOCHREALTIME/[.,]/} / 1000))"; }
 
-# step NAME LOG COMMAND...: run a command with its output in a log; one line when it is done, the log's end if it fails.
-# Call it bare: in `step ... || ...` bash would ignore `set -e` inside the command, too.
+# step NAME LOG COMMAND...: run a command with its output in a log; print one line on success, the log's end on failure.
+# Call it as a plain command: in `step ... || ...` bash ignores `set -e` inside the command, too.
 step() {
     local name=$1 log=$2 begin
     shift 2
     begin=$(now_ms)
-    # A child, waited for: directly inside an `if`, too, bash would ignore `set -e`. Ctrl-C must end it, which bash has
-    # background commands ignore.
+    # In the background, because bash ignores `set -e` directly inside an `if`, too. Bash makes background commands
+    # ignore SIGINT; the trap restores it, so that Ctrl-C ends the command.
     (trap - INT; "$@") </dev/null >"$log" 2>&1 &
     if wait $!; then
         printf 'setup: %-16s installed in %s s\n' "$name" "$(seconds_since "$begin")"
     else
         {
-            printf 'setup: %s could not be installed. The last lines of %s:\n' "$name" "$log"
+            printf 'setup: cannot install %s. The last lines of %s:\n' "$name" "$log"
             tail -n 15 "$log" | sed 's/^/    /'
-            printf 'setup: put that right and run "make setup" again; what is done already is not done again.\n'
+            printf 'setup: fix the cause and run "make setup" again; finished steps are not repeated.\n'
         } >&2
         return 1
     fi
@@ -58,8 +61,8 @@ missing_packages() {
     done
 }
 
-# Installing must not start daemons: the local cluster starts its own, in namespaces. policy-rc.d is Debian's way to
-# say so. A policy of the machine's owner stays as it is.
+# Installing must not start daemons: the local cluster starts its own, in namespaces. Debian's policy-rc.d forbids it.
+# An existing policy stays unchanged.
 forbid_starting() {
     [ -e "$policy" ] && return
     printf '#!/bin/sh\n%s\nexit 101\n' "$policy_mark" >"$policy"
@@ -67,24 +70,24 @@ forbid_starting() {
 }
 
 allow_starting() {
-    # By its mark, so that one left behind by a killed run goes too, and nobody else's ever does.
+    # Identified by its mark: this also removes the policy of a killed run, and never another one.
     if [ -f "$policy" ] && grep -qxF "$policy_mark" "$policy"; then rm -f "$policy"; fi
 }
 
 install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get -o Acquire::Retries=3 update
-    # --no-upgrade: newer versions of what is there are the owner's business.
+    # --no-upgrade: upgrades of installed packages are up to the machine's administrator.
     apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends --no-upgrade "$@"
 }
 
 system_packages() {
     local missing
-    command -v dpkg-query >/dev/null || fail "this is not a Debian or Ubuntu machine (no dpkg): make demo and make test need one"
+    command -v dpkg-query >/dev/null || fail "no dpkg: make demo and make test need Debian or Ubuntu"
     mapfile -t missing < <(missing_packages)
     [ ${#missing[@]} -eq 0 ] && return
     if [ "$(id -u)" != 0 ]; then
-        fail "not root, and these packages are missing. Install them, then run this again:
+        fail "not root, and these packages are missing. Install them, then run \"make setup\" again:
     sudo apt-get install -y --no-install-recommends ${missing[*]}"
     fi
     trap allow_starting EXIT
@@ -96,12 +99,12 @@ system_packages() {
 
 # ---- Python environments
 
-# The stamp in an environment says what it was made from; anything else there means "run pip again".
+# The stamp in an environment is the fingerprint of its requirements; with any other stamp, pip runs again.
 fingerprint() { cat "$@" | sha256sum | cut -d' ' -f1; }
 
 up_to_date() { [ "$(cat "$home/$1/.llm-bridge-setup" 2>/dev/null)" = "$2" ]; }
 
-# make_venv PYTHON DIRECTORY: a virtual environment that works; one that does not (its Python is gone) is made anew.
+# make_venv PYTHON DIRECTORY: make a virtual environment; replace one that does not work (its Python was removed).
 make_venv() {
     "$2/bin/python" -m pip --version 2>/dev/null || "$1" -m venv --clear "$2"
 }
@@ -115,7 +118,7 @@ pip_install() {
 airflow_python() {
     local candidate
     for candidate in ${LLM_BRIDGE_PYTHON:+"$LLM_BRIDGE_PYTHON"} python3.11 python3.12 python3.13 /usr/bin/python3 python3; do
-        # Not just "is it there": version managers leave commands that only print an error.
+        # Existence is not enough: version managers leave commands that only print an error.
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             printf '%s' "$candidate"
             return
@@ -132,14 +135,14 @@ airflow_env() {
 }
 
 cluster_env() {
-    # Not whatever `python3` is here: jobs run as a plain user, who cannot enter /root.
+    # Not the first `python3` in PATH: it may be below /root, which the jobs' unprivileged user cannot enter.
     make_venv /usr/bin/python3 "$home/cluster-env"
     pip_install "$home/cluster-env" -r requirements-cluster.txt -c constraints/cluster-cpu.txt \
         ${LLM_BRIDGE_TORCH_INDEX:+--extra-index-url "$LLM_BRIDGE_TORCH_INDEX"}
-    # From a copy: building leaves files beside the sources.
+    # From a copy: the build writes files beside the sources.
     local copy
     copy=$(mktemp -d)
-    cp -r local_cluster/verl_cpu "$copy/"
+    cp -r testing/local_cluster/verl_cpu "$copy/"
     pip_install "$home/cluster-env" --no-deps --no-build-isolation --force-reinstall "$copy/verl_cpu"
     rm -rf "$copy"
     printf '%s' "$1" >"$home/cluster-env/.llm-bridge-setup"
@@ -147,15 +150,15 @@ cluster_env() {
 
 environments() {
     local airflow cluster python verl_cpu
-    mapfile -t verl_cpu < <(find local_cluster/verl_cpu -name '*.py' -o -name '*.toml' | LC_ALL=C sort)
+    mapfile -t verl_cpu < <(find testing/local_cluster/verl_cpu -name '*.py' -o -name '*.toml' | LC_ALL=C sort)
     airflow=$(fingerprint requirements.txt requirements-dev.txt constraints/airflow.txt)
     cluster=$(fingerprint requirements-cluster.txt constraints/cluster-cpu.txt "${verl_cpu[@]}")
     if ! up_to_date airflow-env "$airflow"; then
-        python=$(airflow_python) || fail "no Python 3.11, 3.12 or 3.13 with venv was found: install one and name it in LLM_BRIDGE_PYTHON"
+        python=$(airflow_python) || fail "no Python 3.11, 3.12 or 3.13 with venv found: install one and set LLM_BRIDGE_PYTHON to it"
         (trap - INT; step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow") &
         jobs+=($!)
     fi
-    if ! up_to_date cluster-env "$cluster"; then
+    if [ "$1" = all ] && ! up_to_date cluster-env "$cluster"; then
         (trap - INT; step cluster-env "$logs/cluster-env.log" cluster_env "$cluster") &
         jobs+=($!)
     fi
@@ -164,12 +167,12 @@ environments() {
     [ $failed = 0 ] || exit 1
 }
 
-# ---- all of it
+# ---- main
 
-mkdir -p "$logs" 2>/dev/null || fail "cannot write to $home: run this as root, or set LLM_BRIDGE_HOME to a folder of yours"
+mkdir -p "$logs" 2>/dev/null || fail "cannot write to $home: run \"make setup\" as root, or set LLM_BRIDGE_HOME to a writable directory"
 exec 9>"$home/setup.lock"
 flock 9 # a second `make` waits for the first
 begin=$(now_ms)
-system_packages
-environments
+if [ "${1:-all}" = all ]; then system_packages; fi
+environments "${1:-all}"
 printf 'setup: ready in %s s (%s)\n' "$(seconds_since "$begin")" "$home"

@@ -1,9 +1,9 @@
-"""The demo run in the containers of docker-compose.yaml: trigger it, follow it, download the model and compare it.
+"""Demo run in the containers of docker-compose.yaml: trigger it, follow it, download the model and compare it.
 
     docker compose exec api-server python -m demo.composed
 
-Cluster, Hub and Airflow are there already; this only uses them. Ends with 0 when the published model is what the
-cluster has made. The report is in report.json of AIRFLOW_HOME/demo.
+Uses the running cluster, Hub and Airflow. The exit code is 0 if the published model equals the model that the cluster
+made. The report is written to AIRFLOW_HOME/demo/report.json.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 from rich.console import Console
 
 from demo import report
-from demo.airflow_api import AirflowApi, ApiError
 from demo.run import Outcome, compare, print_model, train
-from demo.services import DAG, RUN_PREFIX, DemoError, seconds_since
+from demo.services import DemoError, seconds_since
 from demo.stages import Row
+from testing.airflow_api import AirflowApi, ApiError
+from testing.stack import Stack
 
 HOME = Path(os.environ.get("AIRFLOW_HOME", "/opt/airflow"))
 FOLDER = HOME / "demo"
@@ -33,61 +34,57 @@ HUB = "http://hub:8090"
 
 
 class ComposedAirflow:
-    """The API server of this container, and the log files of all components."""
+    """API server of this container, and the log files of all components."""
 
     url = "http://localhost:8080"
 
     def api(self) -> AirflowApi:
-        """A client, logged in as `admin`.
+        """Return a client that is logged in as `admin`.
 
         Raises:
-            DemoError: this is not the container of the API server.
+            DemoError: No password of `admin`: this is not the container of the API server, for example.
         """
         try:
             password = json.loads(PASSWORDS.read_text())[USER]
         except (OSError, ValueError, KeyError) as error:
             raise DemoError(
-                f"no password of user {USER} in {PASSWORDS} ({error}): run it in the container api-server, with"
+                f"no password of user {USER} in {PASSWORDS} ({error}): run this in the container api-server, with"
                 f" {USER} in WEB_PASSWORDS of .env"
             ) from error
         return AirflowApi(self.url, USER, str(password))
 
     def task_logs(self, dag_id: str, run_id: str, task_id: str) -> list[Path]:
-        """Log files of a task, in the order of writing."""
+        """Return the log files of a task, the oldest first."""
         folder = HOME / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
         return sorted(folder.glob("attempt=*.log*"), key=lambda file: file.stat().st_mtime)
 
 
-class ComposedDemo:
-    """What `demo.run.train` needs."""
+class ComposedDemo(Stack):
+    """Airflow and cluster as `demo.run.train` uses them."""
 
     airflow = ComposedAirflow()
 
-    def end_runs(self) -> list[str]:
-        """End what earlier demos have left going on; returns the runs' ids."""
-        api = self.airflow.api()
-        runs = [run for run in api.unfinished(DAG) if run.startswith(RUN_PREFIX)]
-        for run in runs:
-            api.fail(DAG, run)
-        return runs
+    def slurm(self, *argv: str, user: str = "svc") -> str:
+        """Raise ``NotImplementedError``: this container has no Slurm."""
+        raise NotImplementedError("this container has no Slurm")
 
 
 def check_model(outcome: Outcome) -> None:
-    """Download the model as any client would, and compare.
+    """Download the model with an unmodified Hub client, and compare it with the cluster's files.
 
     Raises:
-        DemoError: there is no model, or it cannot be downloaded.
+        DemoError: The run made no model, or the model cannot be downloaded.
     """
     model = outcome.model
     if not model or not model.get("repo_id"):
-        raise DemoError("the run succeeded, but its summary names no model: see the log of task upload.run")
+        raise DemoError("the run succeeded, but its summary has no model: see the log of task upload.run")
     target = FOLDER / "model"
     shutil.rmtree(target, ignore_errors=True)
     variables = {"HF_ENDPOINT": HUB, "HF_HOME": str(FOLDER / "cache"), "HF_HUB_DISABLE_XET": "1"}
     argv = [
         sys.executable,
         "-m",
-        "demo.hub_client",
+        "testing.hub_client",
         "verify",
         model["repo_id"],
         model["revision"],
@@ -101,7 +98,7 @@ def check_model(outcome: Outcome) -> None:
 
 
 def run(console: Console) -> int:
-    """All of it; returns the exit code. report.json is written however it ends."""
+    """Run the demo, write report.json in any case, and return the exit code."""
     begin = time.monotonic()
     outcome = Outcome()
     try:
@@ -131,7 +128,7 @@ def run(console: Console) -> int:
 
 
 def main() -> int:
-    """Entry point."""
+    """Run the demo, print errors, and return the exit code."""
     console, errors = Console(soft_wrap=not sys.stdout.isatty()), Console(stderr=True, soft_wrap=True)
     try:
         return run(console)
@@ -139,7 +136,7 @@ def main() -> int:
         errors.print(f"demo: {error}", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
-        errors.print("\nstopped watching; the run goes on in Airflow", markup=False)
+        errors.print("\nstopped watching; the run continues in Airflow", markup=False)
         return 130
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# It fails because something else did.
+# This task fails when another task has failed.
 CONSEQUENCE = "summary"
 LINES = 12
-# What Airflow itself writes into every task's log.
+# Loggers of Airflow itself, which write into every task's log.
 AIRFLOWS_OWN = ("task", "py.warnings", "airflow.dag_processing.", "airflow.task.hooks.")
 
 # "[n1] [rank0]: some.module.SomeError: text", the end of a traceback as jobs print it.
@@ -23,12 +23,12 @@ LAUNCHERS = ("ChildFailedError", "CalledProcessError", "RayTaskError", "SlurmJob
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed.
+    """Cause of a run's failure.
 
     Attributes:
-        task_id: the task that failed first.
-        log: its log file; None if it never started.
-        cause: the line of the job's output that tells most, if any, and the last error of that log.
+        task_id: The task that failed first.
+        log: Its log file; None if the task never started.
+        cause: The last exception in the job's output, if any, and the last error of that log.
     """
 
     task_id: str
@@ -36,17 +36,17 @@ class Failure:
     cause: list[str]
 
     def text(self) -> str:
-        """For people."""
+        """Return the failure as lines for the terminal."""
         lines = [f"failed: {self.task_id}", f"   log: {self.log or 'none: the task never started'}"]
         return "\n".join([*lines, *(f"        {line}" for line in self.cause)])
 
 
 def first_failure(tasks: Iterable[dict[str, Any]], logs: Callable[[str], list[Path]]) -> Failure | None:
-    """The task that failed first, by the clock; None if none did.
+    """Return the failure of the task that failed first, by end date; None if no task failed.
 
     Args:
-        tasks: task instances as the API gives them.
-        logs: log files of a task, oldest first.
+        tasks: Task instances as returned by the API.
+        logs: Returns the log files of a task, the oldest first.
     """
     failed = [task for task in tasks if task["state"] == "failed"]
     if not failed:
@@ -54,21 +54,21 @@ def first_failure(tasks: Iterable[dict[str, Any]], logs: Callable[[str], list[Pa
     failed.sort(key=lambda task: (task["task_id"] == CONSEQUENCE, task["end_date"] or ""))
     task_id = failed[0]["task_id"]
     files = logs(task_id)
-    told = telling_line(files)
+    exception = last_exception(files)
     for file in reversed(files):
         if cause := error_lines(file):
-            known = told is None or any(told in line for line in cause)
-            return Failure(task_id, file, cause if known else [str(told), *cause])
-    return Failure(task_id, files[-1] if files else None, [told] if told else [])
+            shown = exception is None or any(exception in line for line in cause)
+            return Failure(task_id, file, cause if shown else [str(exception), *cause])
+    return Failure(task_id, files[-1] if files else None, [exception] if exception else [])
 
 
 def error_lines(log: Path) -> list[str]:
-    """What the last error in a task's log says; empty if there is none."""
+    """Return the text of the last error in a task's log; empty if there is none."""
     last: list[str] = []
     for entry in entries(log):
         details = entry.get("error_detail") or []
         if details:
-            # The first is what was raised; those after it are what it came from.
+            # The first is the raised exception; the others are its causes.
             raised = f"{details[0].get('exc_type')}: {details[0].get('exc_value')}"
             last = [line.rstrip() for line in raised.splitlines() if line.strip()]
         elif entry.get("level") in ("error", "critical"):
@@ -76,10 +76,11 @@ def error_lines(log: Path) -> list[str]:
     return last if len(last) <= LINES else [*last[: LINES // 2], "...", *last[-LINES // 2 :]]
 
 
-def telling_line(files: list[Path]) -> str | None:
-    """The last exception in the output of a task's last try, launchers' own left out; None if there is none.
+def last_exception(files: list[Path]) -> str | None:
+    """Return the last exception in the output of a task's last try, except launchers' own; None if there is none.
 
-    A launcher's report of who failed stands below what failed, and is longer than what people are shown.
+    A launcher prints its report about the failed process below that process' exception, and the report is longer than
+    the excerpt of the summary.
     """
     last_try = max((try_number(file) for file in files), default=0)
     found = None
@@ -94,13 +95,13 @@ def telling_line(files: list[Path]) -> str | None:
 
 
 def try_number(log: Path) -> int:
-    """Of a log file `attempt=N.log` or `attempt=N.log.trigger.M.log`."""
+    """Return N of a log file `attempt=N.log` or `attempt=N.log.trigger.M.log`; 0 for another name."""
     digits = log.name.removeprefix("attempt=").split(".")[0]
     return int(digits) if digits.isdigit() else 0
 
 
 def last_line(files: list[Path]) -> str:
-    """The newest line that a task or its job wrote; empty if there is none."""
+    """Return the newest line that a task or its job wrote; empty if there is none."""
     for file in reversed(files):
         for entry in reversed(list(entries(file, tail=20_000))):
             text = str(entry.get("event", "")).strip()
@@ -111,7 +112,12 @@ def last_line(files: list[Path]) -> str:
 
 
 def entries(log: Path, tail: int | None = None) -> Iterable[dict[str, Any]]:
-    """The lines of one of Airflow's task logs (JSON, one an event)."""
+    """Yield the events of an Airflow task log, a file with one JSON object per line.
+
+    Args:
+        log: The log file.
+        tail: Number of bytes at the file's end to read; None reads all of the file.
+    """
     with log.open("rb") as file:
         if tail:
             size = file.seek(0, 2)
@@ -120,7 +126,7 @@ def entries(log: Path, tail: int | None = None) -> Iterable[dict[str, Any]]:
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # the half line at the start of a tail
+        except ValueError:  # the incomplete line at the start of a tail
             continue
         if isinstance(entry, dict):
             yield entry

@@ -1,4 +1,4 @@
-"""Ask a model of the Hub one question of the test data. Runs with the cluster's Python: it has transformers.
+"""Ask a model of the Hub one question of the test data. Runs with the cluster's Python, which has transformers.
 
 python demo/generate.py REPO_ID REVISION DATA_SET_DIR
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Print question, the right answer and the model's answer as JSON."""
+    """Print the question, the expected answer and the model's answer as JSON."""
     import pandas
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,4 @@
-"""What a run of the demo came to: build/demo/report.json, and the summary on the screen."""
+"""Report of a demo run: build/demo/report.json, and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def build(
     peak_bytes: int = 0,
     **more: Any,
 ) -> dict[str, Any]:
-    """The report.
+    """Return the report.
 
     Args:
         rows: `{"name", "state", "job_id", "queue_s", "run_s"}` of each stage.
-        model: `{"repo_id", "revision", "files", "verified"}`; None without one.
-        wall_s: seconds that the demo took, installation excluded.
-        failure: the task that broke the run.
-        error: what else went wrong.
-        peak_bytes: most memory used at once by all processes.
-        more: further keys.
+        model: `{"repo_id", "revision", "files", "verified"}`; None without a model.
+        wall_s: Duration of the demo in seconds, installation excluded.
+        failure: The first failed task of the run.
+        error: Any other error.
+        peak_bytes: Peak memory of all processes together.
+        **more: Further keys.
     """
     keys = ("name", "state", "job_id", "queue_s", "run_s")
     report: dict[str, Any] = {
@@ -61,7 +61,7 @@ def build(
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """Write it in one piece: whoever reads it never sees half."""
+    """Write the report atomically: a reader never sees an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".tmp")
     part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -69,7 +69,7 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 
 def final_rows(rows: list[Row], summary: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """What the run's summary task found out (Slurm's own times), or else what was seen on the way."""
+    """Return the rows with the values of the run's summary task (Slurm's times); the rows' own where it has none."""
     seen = {row.name: row.reported() for row in rows}
     for stage in (summary or {}).get("stages", []):
         known = {key: value for key, value in stage.items() if value is not None}
@@ -78,7 +78,7 @@ def final_rows(rows: list[Row], summary: dict[str, Any] | None) -> list[dict[str
 
 
 def table(rows: list[Row], title: str = "", with_log: bool = True) -> Table:
-    """The stages as a table; the log's column gets the width that the others leave."""
+    """Return the stages as a table; the log's column takes the remaining width."""
     shown = Table(
         box=box.SIMPLE_HEAD,
         title=title,
@@ -97,7 +97,7 @@ def table(rows: list[Row], title: str = "", with_log: bool = True) -> Table:
     if with_log:
         shown.add_column("newest line of the log", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
-        state = Text(row.word, style=COLOURS.get(row.word, ""))
+        state = Text(row.label, style=COLOURS.get(row.label, ""))
         cells = (row.name, state, row.job_id or "", _seconds(row.queue_s), _seconds(row.run_s))
         shown.add_row(*cells, *([_plain(row.detail)] if with_log else []))
     return shown
@@ -108,6 +108,6 @@ def _seconds(value: float | None) -> str:
 
 
 def _plain(text: str) -> Text:
-    """A log line may hold colours, control characters, and what rich takes for its own markup."""
+    """Return a log line without colours and control characters, and not parsed as rich's markup."""
     plain = ANSI.sub("", text)
     return Text("".join(letter if letter.isprintable() else " " for letter in plain))

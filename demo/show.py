@@ -1,4 +1,4 @@
-"""Follow a run on the screen: a live table on a terminal, a line for each change elsewhere."""
+"""Show a run: a live table on a terminal, a line for each change elsewhere."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.live import Live
 
-from demo.airflow_api import ENDED, ApiError
 from demo.report import table
 from demo.services import DemoError
 from demo.stages import Row, Stages
+from testing.airflow_api import ENDED, ApiError
 
 EVERY = 1.5
-PASSING = {"starting", "finishing"}  # a second or two each: no line of their own
+PASSING = {"starting", "finishing"}  # a second or two each: no line for them
 
 
 def follow(stages: Stages, console: Console, timeout: float, heading: str) -> tuple[str, list[Row]]:
-    """Show the run until it has ended; returns its state and the last rows.
+    """Show the run until it has ended.
 
     Args:
-        stages: the run.
-        console: where to.
-        timeout: seconds.
-        heading: first line of the table.
+        stages: The run.
+        console: Output.
+        timeout: In seconds.
+        heading: First line of the table.
+
+    Returns:
+        The run's state and the last rows.
 
     Raises:
-        DemoError: it has not ended in time, or Airflow is gone.
+        DemoError: The run has not ended in time, or Airflow is unreachable.
     """
     begin = time.monotonic()
     if not console.is_terminal:
@@ -51,14 +54,15 @@ class Lines:
         self.shown: dict[str, object] = {}
 
     def __call__(self, rows: list[Row], others: list[tuple[str, str]]) -> None:
+        """Print what has changed since the last call."""
         for row in rows:
-            text = "" if row.word in PASSING else row.word
+            text = "" if row.label in PASSING else row.label
             if row.job_id and text:
                 text += f"  job {row.job_id}"
-                # Unknown where the cluster's files cannot be seen: in containers.
+                # Unknown where the cluster's files are not visible: in containers.
                 if row.state in ("success", "failed") and row.run_s is not None:
                     text += f"  queued {row.queue_s or 0:.1f} s, ran {row.run_s:.1f} s"
-            key = (row.word, row.job_id)
+            key = (row.label, row.job_id)
             self._line(row.name, key, text)
         for name, state in others:
             if state == "failed":
@@ -82,10 +86,10 @@ def _until_ended(
             rows = stages.look()
             silent_since = None
         except ApiError as error:
-            # A busy machine: the API server may need a moment.
+            # On a busy machine the API server may answer late.
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > 60:
-                raise DemoError(f"Airflow has not answered for a minute: {error}") from error
+                raise DemoError(f"Airflow has been unreachable for 60 s: {error}") from error
             time.sleep(EVERY)
             continue
         draw(rows, [(task["task_id"], str(task["state"])) for task in stages.other_tasks()])
@@ -94,6 +98,6 @@ def _until_ended(
         if time.monotonic() > deadline:
             late = ", ".join(row.name for row in rows if row.state == "deferred") or "no stage"
             raise DemoError(
-                f"the run has not ended after {timeout:.0f} s; {late} is running. It goes on in Airflow"
+                f"the run has not ended after {timeout:.0f} s (running: {late}). It continues in Airflow"
             )
         time.sleep(EVERY)

@@ -1,4 +1,4 @@
-"""The rows of the demo's table, made from what Airflow's API says and from the files that jobs write."""
+"""Rows of the demo's table, from Airflow's API and from the files that jobs write."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from demo.airflow_api import AirflowApi
 from demo.failures import error_lines, last_line
+from testing.airflow_api import AirflowApi
 
-# Row -> the task that it shows, as in llm_bridge.summary (importing that costs 5 s: it imports Airflow).
+# Row -> the task that it shows, as in llm_bridge.pipeline.summary (importing that costs 5 s: it imports Airflow).
 TASKS = {
     "prepare": "prepare.run",
     "sft": "sft.train",
@@ -20,13 +20,14 @@ TASKS = {
     "ray cluster": "ppo.ray_up",
     "ppo": "ppo.wait",
     "merge": "merge.run",
+    "evaluate": "evaluate.run",
     "upload": "upload.run",
 }
 PPO = "ppo.wait"
 ACTIVE = {"scheduled", "queued", "running", "deferred"}
 BROKEN = {"failed", "up_for_retry"}
-# Airflow's words that would mislead here: a deferred task has a job that queues or runs.
-WORDS = {
+# Labels of Airflow's states that would mislead here: a deferred task has a job that is queued or running.
+LABELS = {
     None: "",
     "scheduled": "starting",
     "queued": "starting",
@@ -38,16 +39,16 @@ WORDS = {
 
 @dataclass
 class Row:
-    """One stage.
+    """Row of one stage.
 
     Attributes:
-        name: stage.
-        state: Airflow's word for the task's state; None before it is scheduled.
+        name: Stage.
+        state: Airflow's state of the task; None before it is scheduled.
         job_id: Slurm job id or Ray submission id.
-        queue_s: seconds in Slurm's queue so far.
-        run_s: seconds of running so far.
-        phase: the job's own: `queued`, `running`, `ended`; None without one.
-        detail: newest line of the task's log, or why it failed.
+        queue_s: Seconds in Slurm's queue so far.
+        run_s: Seconds of running so far.
+        phase: State of the job: `queued`, `running`, `ended`; None without a job.
+        detail: Newest line of the task's log, or the cause of its failure.
     """
 
     name: str
@@ -59,24 +60,25 @@ class Row:
     detail: str = ""
 
     @property
-    def word(self) -> str:
-        """The state as shown to people."""
+    def label(self) -> str:
+        """The state as it is shown."""
         if self.state in ACTIVE and self.phase:
             return "finishing" if self.phase == "ended" else self.phase
-        return WORDS.get(self.state, str(self.state).replace("_", " "))
+        return LABELS.get(self.state, str(self.state).replace("_", " "))
 
     def reported(self) -> dict[str, Any]:
-        """As in report.json."""
+        """Return the row as it stands in report.json."""
         return {key: asdict(self)[key] for key in ("name", "state", "job_id", "queue_s", "run_s")}
 
 
 class Stages:
-    """Follows one run.
+    """Stages of one run.
 
     Args:
-        api: of the Airflow that runs it.
-        dag_id, run_id: which run.
-        logs: gives the log files of a task.
+        api: Client of the Airflow that runs it.
+        dag_id: DAG of the run.
+        run_id: Id of the run.
+        logs: Returns the log files of a task.
     """
 
     def __init__(self, api: AirflowApi, dag_id: str, run_id: str, logs: Any) -> None:
@@ -87,13 +89,13 @@ class Stages:
         self._jobs: dict[tuple[str, int], dict[str, Any]] = {}
 
     def look(self) -> list[Row]:
-        """Ask again; returns the rows."""
+        """Query the tasks' states and return the rows."""
         self.tasks = self.api.tasks(self.dag_id, self.run_id)
         by_id = {task["task_id"]: task for task in self.tasks}
         return [self._row(name, by_id.get(task_id, {})) for name, task_id in TASKS.items()]
 
     def other_tasks(self) -> list[dict[str, Any]]:
-        """Tasks without a row of their own (check, ray_down, ...)."""
+        """Return the tasks without a row of their own (check, ray_down, ...)."""
         return [task for task in self.tasks if task["task_id"] not in TASKS.values()]
 
     def _row(self, name: str, task: dict[str, Any]) -> Row:
@@ -119,7 +121,7 @@ class Stages:
         return ""
 
     def _job(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Job id and directory as the task stored them; asked for once a try."""
+        """Return job id and directory as the task stored them; queried once per try."""
         task_id = task["task_id"]
         known = (task_id, task.get("try_number") or 0)
         if known not in self._jobs:
@@ -135,7 +137,7 @@ class Stages:
 
 
 def times(attempt: Path) -> tuple[float | None, float | None, str | None]:
-    """Queue seconds, run seconds so far and phase of a job, from the files of its attempt's directory."""
+    """Return queue seconds, run seconds so far and phase of a job, from the files of its attempt's directory."""
     try:
         submitted = (attempt / "job_id").stat().st_mtime
     except OSError:

@@ -1,9 +1,9 @@
-"""Make .env for docker-compose.yaml: the settings of .env.example, with keys and passwords that nobody else has.
+"""Make .env for docker-compose.yaml: the settings of .env.example, with generated keys and passwords.
 
     python3 docker/make_env.py            .env and secrets/ in the top folder
     python3 docker/make_env.py --set EXECUTOR=CeleryExecutor --set COMPOSE_PROFILES=demo,celery
 
-What is there already stays as it is, and what is missing is added: run it again after an upgrade.
+Existing values stay unchanged, and missing ones are added: run it again after an upgrade.
 Needs Python 3.9 and ssh-keygen, and no packages.
 """
 
@@ -24,17 +24,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / ".env.example"
 SETTING = re.compile(r"^([A-Z_]+)=(.*)$")
-# Who Airflow is in its containers where root makes the file: nobody in particular.
-UID_OF_NOBODY = 50000
+# Airflow's user in its containers where root makes the file.
+DEFAULT_UID = 50000
 DEMO_USER, DEMO_LOGIN = "svc", "login"
 
 
 class EnvError(RuntimeError):
-    """It cannot be made; the text says what to do."""
+    """The file cannot be made; the message has the reason and the next action."""
 
 
 def connections(hub_token: str) -> str:
-    """The demo's connections; include/clusters/local.yaml and docker/mail/alerts.yaml name them."""
+    """Return the demo's connections as JSON; include/clusters/local.yaml and docker/mail/alerts.yaml name them."""
     ssh = {"key_file": "/opt/airflow/ssh/id_svc", "known_hosts": "/opt/airflow/ssh/known_hosts"}
     return json.dumps(
         {
@@ -57,15 +57,15 @@ def connections(hub_token: str) -> str:
 
 
 def generators(known: dict[str, str]) -> dict[str, Callable[[], str]]:
-    """Key -> what makes its value.
+    """Return the function that generates the value of each generated setting.
 
     Args:
-        known: settings that have a value already; what is made may depend on them.
+        known: Settings that have a value already; generated values may depend on them.
     """
     return {
-        "AIRFLOW_UID": lambda: str(os.getuid() or UID_OF_NOBODY),
+        "AIRFLOW_UID": lambda: str(os.getuid() or DEFAULT_UID),
         "FERNET_KEY": lambda: base64.urlsafe_b64encode(os.urandom(32)).decode(),
-        "JWT_SECRET": lambda: secrets.token_urlsafe(64),  # HS512 wants 64 bytes
+        "JWT_SECRET": lambda: secrets.token_urlsafe(64),  # HS512 needs 64 bytes
         "SESSION_KEY": lambda: secrets.token_hex(32),
         # Hexadecimal: they become part of URLs.
         "DATABASE_PASSWORD": lambda: secrets.token_hex(24),
@@ -78,7 +78,7 @@ def generators(known: dict[str, str]) -> dict[str, Callable[[], str]]:
 
 
 def settings(text: str) -> dict[str, str]:
-    """The settings in an env file's text."""
+    """Parse the settings of an env file's text."""
     found = {}
     for match in filter(None, map(SETTING.match, text.splitlines())):
         value = match[2].strip()
@@ -87,24 +87,24 @@ def settings(text: str) -> dict[str, str]:
 
 
 def quoted(value: str) -> str:
-    """As docker compose reads it back unchanged."""
+    """Quote a value such that docker compose reads it back unchanged."""
     if "'" in value or "\n" in value:
         raise EnvError("a value with a quote or a line break cannot be written to an env file")
     return f"'{value}'" if re.search(r"[^\w@%+=:,./-]", value) else value
 
 
 def complete(text: str, example: str, chosen: dict[str, str]) -> str:
-    """An env file's text with the values that it lacks; every other line stays as it is.
+    """Return an env file's text with missing values added; every other line stays unchanged.
 
     Args:
-        text: the file's; the example's where there is none yet.
-        example: knows all settings, and explains them.
-        chosen: settings that get this value, whatever they had.
+        text: Text of the file; of the example where there is no file yet.
+        example: Text of .env.example, with all settings and their explanations.
+        chosen: Settings to overwrite, with their values.
     """
     values = {**settings(example), **settings(text), **chosen}
     made = generators(values)
     fresh = dict(chosen)
-    # CONNECTIONS last: it has the Hub's token in it.
+    # CONNECTIONS last: it contains the Hub's token.
     for key in sorted(made, key="CONNECTIONS".__eq__):
         if not values.get(key):
             values[key] = fresh[key] = made[key]()
@@ -118,7 +118,7 @@ def complete(text: str, example: str, chosen: dict[str, str]) -> str:
 
 
 def added(block: str, missing: set[str], values: dict[str, str]) -> list[str]:
-    """Lines for those settings of a block of the example that a file lacks, with what explains them."""
+    """Return lines for the missing settings of a block of the example, with their comments."""
     lines: list[str] = []
     comments: list[str] = []
     for line in block.splitlines():
@@ -133,7 +133,7 @@ def added(block: str, missing: set[str], values: dict[str, str]) -> list[str]:
 
 
 def make_ssh(values: dict[str, str], base: Path) -> None:
-    """The demo's key pairs and known_hosts; what is there stays."""
+    """Make the demo's key pairs and known_hosts; existing files stay."""
     folder, host_key = base / values["SSH_DIR"], base / values["SSH_HOST_KEY_FILE"]
     key = folder / f"id_{DEMO_USER}"
     for path, comment in ((key, DEMO_USER), (host_key, DEMO_LOGIN)):
@@ -150,11 +150,9 @@ def make_ssh(values: dict[str, str], base: Path) -> None:
 
 
 def new_key(path: Path, comment: str) -> None:
-    """A key pair without a passphrase: Airflow has nobody to ask for one."""
+    """Make a key pair without a passphrase, because Airflow cannot enter one."""
     if not shutil.which("ssh-keygen"):
-        raise EnvError(
-            "there is no ssh-keygen on this machine: install OpenSSH's client (Debian: openssh-client)"
-        )
+        raise EnvError("ssh-keygen not found: install OpenSSH's client (Debian: openssh-client)")
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
@@ -162,7 +160,7 @@ def new_key(path: Path, comment: str) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a 0600 file in one piece."""
+    """Write a file with mode 0600 atomically."""
     part = path.with_name(path.name + ".new")
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -171,13 +169,13 @@ def write_private(path: Path, text: str) -> None:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--file", type=Path, default=ROOT / ".env", help="where to write (default: .env)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of .env.example"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="value of a setting of .env.example"
     )
     given = parser.parse_args()
     try:
@@ -185,7 +183,7 @@ def main() -> int:
         before = given.file.read_text(encoding="utf-8") if given.file.exists() else None
         chosen = dict(setting.split("=", 1) for setting in given.set)
         if unknown := set(chosen) - set(settings(example)):
-            raise EnvError(f"--set {', '.join(sorted(unknown))}: no such setting; .env.example has them all")
+            raise EnvError(f"--set {', '.join(sorted(unknown))}: unknown setting; .env.example lists all")
         text = complete(example if before is None else before, example, chosen)
         if text != before:
             given.file.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +192,7 @@ def main() -> int:
     except (EnvError, OSError, ValueError) as error:
         print(f"make_env: {error}", file=sys.stderr)
         return 1
-    print(f"{given.file}: the UI's user is admin, its password is in WEB_PASSWORDS")
+    print(f"{given.file}: the UI's user is admin, the password is in WEB_PASSWORDS")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Does docker-compose.yaml do what it promises? `make compose-verify`; about 20 minutes.
+"""Verification of docker-compose.yaml: `make compose-verify`, about 20 minutes.
 
-Builds the images, starts the profile `demo`, trains the demo's model to its end and takes all of it down; then the same
-with Celery, two workers, two schedulers and two triggerers, while what sees to the run is killed piece by piece
-(faults.py); what was promised is compared with what happened (promises.py). Where there is no Docker engine (and this
-is root on Debian) it starts one, and ends it. Result: build/compose/report.json.
+Builds the images, starts the profile `demo`, runs the demo and stops everything; then the same with Celery, two
+workers, two schedulers and two triggerers, while their containers are killed one after the other (faults.py), and the
+results are compared with the documented promises (promises.py). As root on Debian without a Docker engine it starts
+one, and stops it. Result: build/compose/report.json.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from benchmarks.compose_verify.maintenance import maintain
 from benchmarks.compose_verify.network import HostNetwork
 from benchmarks.compose_verify.packages import build_settings
 from benchmarks.compose_verify.promises import judge, seen
-from benchmarks.compose_verify.stack import LOGS, ROOT, SOONER, WORKSPACE, Stack, submitted_twice
-from demo import paths
-from demo.airflow_api import ApiError
-from demo.services import DAG
+from benchmarks.compose_verify.stack import LOGS, SOONER, WORKSPACE, ComposeStack, submitted_twice
+from testing import paths
+from testing.airflow_api import ApiError
+from testing.stack import DAG
 
-FOLDER = ROOT / "build" / "compose"
+FOLDER = paths.ROOT / "build" / "compose"
 SESSIONS: tuple[dict[str, Any], ...] = (
     {
         "profiles": ["demo"],
@@ -45,8 +45,8 @@ SESSIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Up, the demo run, down; returns what happened."""
+def session(stack: ComposeStack, plan: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Start the containers, run the demo, stop them, and return the session's part of the report."""
     profiles = plan["profiles"]
     found: dict[str, Any] = {"profiles": profiles, **plan["settings"], "ok": False}
     stack.make_settings(**plan["settings"])
@@ -65,7 +65,7 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
         found["privileged"] = stack.privileged()
         if plan.get("maintenance"):
             found["maintenance"] = maintain(stack, profiles, str(run["run_id"]))
-        # Last: it shows that tasks still run, after all that.
+        # Last, because it shows that tasks still run.
         found["mail_of_failure_s"] = stack.mail_of_failure()
         found["ok"] = (
             bool(run["model"]["verified"])
@@ -74,7 +74,7 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
             and found.get("promises_kept", True)
         )
         say(
-            f"{'+'.join(profiles)}: the run took {found['wall_s']} s, {'all well' if found['ok'] else 'NOT WELL'}"
+            f"{'+'.join(profiles)}: the run took {found['wall_s']} s, {'passed' if found['ok'] else 'FAILED'}"
         )
     except (VerifyError, ApiError) as error:
         found["error"] = str(error)
@@ -84,8 +84,8 @@ def session(stack: Stack, plan: dict[str, Any], say: Callable[[str], None]) -> d
     return found
 
 
-def chaos(stack: Stack, profiles: list[str], found: dict[str, Any]) -> dict[str, Any]:
-    """The demo run while things are killed; its report. What became of the promises goes into `found`."""
+def chaos(stack: ComposeStack, profiles: list[str], found: dict[str, Any]) -> dict[str, Any]:
+    """Run the demo while faults are injected, and return its report; `found` gets the kept and broken promises."""
     faults = Faults(stack)
     found["promises_kept"] = False
     faults.start()
@@ -94,28 +94,28 @@ def chaos(stack: Stack, profiles: list[str], found: dict[str, Any]) -> dict[str,
     finally:
         faults.stop()
         found["faults"], found["faults_failed"] = faults.done, faults.failed
-        try:  # also where the run has failed: then most of all
+        try:  # also if the run has failed
             verdict(stack, faults, found)
-        except (VerifyError, ApiError) as error:  # must not hide why the run has failed
+        except (VerifyError, ApiError) as error:  # must not hide the run's error
             found["no_verdict"] = str(error)
 
 
-def verdict(stack: Stack, faults: Faults, found: dict[str, Any]) -> None:
-    """What became of the promises in the newest run."""
+def verdict(stack: ComposeStack, faults: Faults, found: dict[str, Any]) -> None:
+    """Add the kept and broken promises of the newest run to `found`."""
     if not (run := stack.last_run()):
-        raise VerifyError(f"Airflow knows no run of the demo in {DAG}")
+        raise VerifyError(f"Airflow has no run of the demo in {DAG}")
     folder = stack.copy("login", f"{WORKSPACE}/{DAG}/{run}", "run")
     logs = stack.copy("api-server", f"{LOGS}/dag_id={DAG}/run_id={run}", "run-logs")
     found["tries"] = stack.tries(DAG, run)
     broken = judge(folder, logs, stack.jobs(), stack.queue(), found["tries"], WORKER_TASK)
-    found["promises"] = {word: len(sentences) for word, sentences in broken.items()}
-    found["broken"] = {word: sentences for word, sentences in broken.items() if sentences}
+    found["promises"] = {kind: len(sentences) for kind, sentences in broken.items()}
+    found["broken"] = {kind: sentences for kind, sentences in broken.items() if sentences}
     found["promises_kept"] = faults.complete and not found["broken"]
     found["logs"] = seen(folder, logs)
 
 
 def verify(run_with: list[str], keep: bool, sessions: list[dict[str, Any]], report: dict[str, Any]) -> None:
-    """All of it; what is found goes into the report."""
+    """Run the verification and write the results into `report`."""
 
     def say(text: str) -> None:
         print(f"compose-verify: {text}", flush=True)
@@ -129,7 +129,7 @@ def verify(run_with: list[str], keep: bool, sessions: list[dict[str, Any]], repo
             report["versions"] = engine.versions()
             report["engine_started_here"], report["base_image"] = engine.own, engine.base_from
             say(f"engine {report['versions']['engine']}, base image {engine.base_from}")
-            stack = Stack(engine.compose, FOLDER, run_with)
+            stack = ComposeStack(engine.compose, FOLDER, run_with)
             stack.make_settings()
             with build_settings(FOLDER) as more:
                 report["images"] = stack.build(more)
@@ -147,13 +147,16 @@ def verify(run_with: list[str], keep: bool, sessions: list[dict[str, Any]], repo
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compose_verify", description=__doc__)
     parser.add_argument(
-        "--run-with", default="", metavar="COMMAND", help="in front of each demo run: nice, flock FILE"
+        "--run-with",
+        default="",
+        metavar="COMMAND",
+        help="prefix of each demo run, such as nice or flock FILE",
     )
     parser.add_argument(
-        "--keep", action="store_true", help="keep the images: the next time builds in seconds"
+        "--keep", action="store_true", help="keep the images, so that the next build takes seconds"
     )
     parser.add_argument("--only", choices=("demo", "celery"), help="one of the two sessions")
     given = parser.parse_args()
@@ -177,7 +180,7 @@ def main() -> int:
         FOLDER.mkdir(parents=True, exist_ok=True)
         path: Path = FOLDER / "report.json"
         path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"compose-verify: {'all well' if report['ok'] else 'NOT WELL'}, {path}")
+    print(f"compose-verify: {'passed' if report['ok'] else 'FAILED'}, {path}")
     return 0 if report["ok"] else 1
 
 

@@ -1,4 +1,4 @@
-"""Run programs, with what they say in log files."""
+"""Run programs, with their output in log files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class VerifyError(RuntimeError):
-    """The verification cannot go on; the text says what failed, where its log is, and how that ends."""
+    """The verification cannot continue; the message has the failed command, its log, and the end of that."""
 
 
 def output(argv: Sequence[str | Path], timeout: float = 120, input: str | None = None) -> str:
-    """What a short command prints.
+    """Run a short command and return its output.
 
     Raises:
-        VerifyError: it could not be run, took too long or failed.
+        VerifyError: It could not be run, exceeded the timeout or failed.
     """
     text = [str(part) for part in argv]
     try:
@@ -24,8 +24,8 @@ def output(argv: Sequence[str | Path], timeout: float = 120, input: str | None =
     except (OSError, subprocess.TimeoutExpired) as error:
         raise VerifyError(f"cannot run `{shlex.join(text)}`: {error}") from error
     if done.returncode:
-        said = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-        raise VerifyError(f"`{shlex.join(text)}` ended with exit code {done.returncode}:\n  {said}")
+        end = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-8:])
+        raise VerifyError(f"`{shlex.join(text)}` ended with exit code {done.returncode}:\n  {end}")
     return done.stdout
 
 
@@ -36,10 +36,10 @@ def logged(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """Run a long command; what it says is added to a log.
+    """Run a long command and append its output to a log.
 
     Raises:
-        VerifyError: it failed or took too long; the text holds the end of the log.
+        VerifyError: It failed or exceeded the timeout; the message has the end of the log.
     """
     text = [str(part) for part in argv]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def logged(
 
 
 def succeeds(*argv: str) -> bool:
-    """Whether a short command can be run and says yes."""
+    """Return whether a short command exists and its exit code is 0."""
     try:
         return subprocess.run(argv, capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""A Docker engine and Compose: this machine's own, or else Debian's, started for the verification and then ended."""
+"""Docker engine and Compose: the machine's, or else Debian's, started and stopped for the verification."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SECONDS = 60
 
 
 class Engine:
-    """Use as a context: what was started inside is gone after it.
+    """Context with a Docker engine; an engine that it started is stopped at the end.
 
     Args:
-        folder: for an engine of its own: images and containers, on a real file system with room (15 GB).
-        logs: folder for logs.
+        folder: Folder of a started engine's images and containers, on a real file system with 15 GB of free space.
+        logs: Folder for logs.
     """
 
     def __init__(self, folder: Path, logs: Path) -> None:
         self.folder, self.logs = folder, logs
         self.own = False
         self.compose: list[str] = []
-        self.base_from = "there already"
+        self.base_from = "existing"
         self.before = HostNetwork()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -57,19 +57,19 @@ class Engine:
         self.before.restore()
 
     def wipe(self) -> None:
-        """Delete images and containers of an engine of our own; call it when that has ended."""
+        """Delete images and containers of a started engine, after its end."""
         if self.own:
             shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def versions(self) -> dict[str, str]:
-        """Of engine and Compose."""
+        """Return the versions of engine and Compose."""
         return {
             "engine": output(["docker", "version", "--format", "{{.Server.Version}}"]).strip(),
             "storage": output(["docker", "info", "--format", "{{.Driver}}"]).strip(),
             "compose": output([*self.compose, "version", "--short"]).strip(),
         }
 
-    # ---- inner parts
+    # ---- internals
 
     def _start(self) -> None:
         if os.geteuid() != 0:
@@ -79,7 +79,7 @@ class Engine:
         missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
         if missing:
             self._install(missing)
-        # iptables may just have come.
+        # Again, because iptables may have been installed now.
         self.before = HostNetwork()
         self.own = True
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class Engine:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us: it needs dockerd to clean up
+                start_new_session=True,  # Ctrl-C must not end it: the cleanup needs dockerd
             )
         deadline = time.monotonic() + SECONDS
         while not succeeds("docker", "info"):
@@ -122,12 +122,12 @@ class Engine:
         logged([venv / "bin" / "pip", "install", PLUGIN], self.logs / "compose-plugin.log")
         found = sorted(venv.glob("lib/*/site-packages/compose/docker-compose"))
         if not found:
-            raise VerifyError(f"package {PLUGIN} has brought no docker-compose: see {venv}")
+            raise VerifyError(f"package {PLUGIN} has no docker-compose: see {venv}")
         found[0].chmod(0o755)
         return [str(found[0])]
 
     def _find_base(self) -> None:
-        """The one image that all others begin with: there, pulled, or made of Debian's own packages."""
+        """Provide the base image of all others: use the existing one, pull it, or make it with debootstrap."""
         if succeeds("docker", "image", "inspect", BASE):
             return
         try:
@@ -144,7 +144,7 @@ class Engine:
         root = self.folder / "base"
         shutil.rmtree(root, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # No mirror is named: debootstrap has its own, and takes this machine's.
+        # Without a mirror: debootstrap uses its default, or this machine's.
         logged(["debootstrap", "--variant=minbase", "bookworm", root], self.logs / "base-image.log")
         archive = self.folder / "base.tar"
         logged(["tar", "-C", root, "-cf", archive, "."], self.logs / "base-image.log")

@@ -1,4 +1,4 @@
-"""Chaos: while the demo run goes on, what sees to its jobs is killed piece by piece, and comes back."""
+"""Faults during the demo run: the services that handle its jobs are killed one after the other, and started again."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.compose_verify.command import VerifyError, output
-from benchmarks.compose_verify.stack import Stack
-from demo.airflow_api import ApiError
-from demo.services import DAG, RUN_PREFIX
+from benchmarks.compose_verify.stack import ComposeStack
+from testing.airflow_api import ApiError
+from testing.stack import DAG, RUN_PREFIX
 
-AWAY_SECONDS = 15
-# A worker is killed while it runs this task: before or after its job was submitted, that is chance.
+# Time from kill to start.
+DOWN_SECONDS = 15
+# A worker is killed while it runs this task; whether the job was submitted before, is random.
 WORKER_TASK = "prepare.run"
-ROLES = "/opt/llm-bridge/local_cluster/roles"
+ROLES = "/opt/llm-bridge/testing/local_cluster/roles"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is killed, and when.
+    """One fault: the killed service, and the condition.
 
     Attributes:
-        kind: a method of `Faults`.
-        task: it happens while this task ...
+        kind: Method of `Faults`.
+        task: The fault is injected while this task ...
         state: ... is in this state ...
-        shown: ... and its log has so many lines of its job's output.
-        number: which of the schedulers it is.
+        shown: ... and its log has this number of lines of its job's output.
+        number: Index of the killed scheduler.
     """
 
     kind: str
@@ -51,14 +52,15 @@ PLAN = (
 
 @dataclass
 class Faults:
-    """Injects each fault of the plan as soon as its task is where the fault wants it.
+    """Inject each fault of the plan as soon as its condition is met.
 
     Attributes:
-        done: what was killed when.
-        failed: faults that could not be injected or mended.
+        stack: The containers.
+        done: Injected faults with their times.
+        failed: Faults that could not be injected or undone.
     """
 
-    stack: Stack
+    stack: ComposeStack
     done: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -67,17 +69,17 @@ class Faults:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread that injects the faults."""
         self._thread.start()
 
     def stop(self) -> None:
-        """No more faults; what was killed has been started again when this returns."""
+        """Inject no more faults, and wait until every killed service was started again."""
         self._over.set()
         self._thread.join(timeout=120)
 
     @property
     def complete(self) -> bool:
-        """Whether all of the plan has happened."""
+        """True if all faults of the plan were injected and undone."""
         return len(self.done) == len(PLAN) and not self.failed
 
     def _run(self) -> None:
@@ -91,23 +93,23 @@ class Faults:
                 with kill(fault, task) as victims:
                     at = time.strftime("%H:%M:%S")
                     self.done.append({"while": f"{fault.task} {fault.state}", "killed": victims, "at": at})
-            except Exception as error:  # told in the report: it would say less than it seems to
+            except Exception as error:  # reported: without the fault the verification is incomplete
                 self.failed.append(f"{fault.kind} during {fault.task}: {error}")
 
     def _reached(self, fault: Fault) -> dict[str, Any] | None:
-        """The task instance, if it is where the fault wants it."""
+        """Return the task instance if it meets the fault's condition."""
         try:
-            api = self.stack.api()
+            api = self.stack.api
             runs = [run for run in api.unfinished(DAG) if run.startswith(RUN_PREFIX)]
             for found in api.tasks(DAG, runs[-1]) if runs else []:
                 if found["task_id"] == fault.task and found["state"] == fault.state:
                     shown = fault.shown and self.stack.lines_shown(DAG, runs[-1], fault.task)
                     return found if shown >= fault.shown and _held_by(found) else None
         except (ApiError, VerifyError):
-            pass  # busy, or just being restarted; it is asked again
+            pass  # busy, or being restarted; polled again
         return None
 
-    # ---- kinds: SIGKILL, so no word to the database, and no time to hand anything over
+    # ---- kinds: SIGKILL, so that no service can update the database or hand over its tasks
 
     @contextmanager
     def _scheduler_and_triggerer(self, fault: Fault, task: dict[str, Any]) -> Iterator[list[str]]:
@@ -119,18 +121,18 @@ class Faults:
     def _worker(self, fault: Fault, task: dict[str, Any]) -> Iterator[list[str]]:
         with self._without(_held_by(task)):
             run = task["dag_run_id"]
-            now = next(t for t in self.stack.api().tasks(DAG, run) if t["task_id"] == fault.task)
-            # Else it has ended or was deferred in the last moment, and nothing of it died with the worker.
+            now = next(t for t in self.stack.api.tasks(DAG, run) if t["task_id"] == fault.task)
+            # Otherwise it ended or was deferred before the kill, and the fault did not affect it.
             if now["state"] != "running":
                 raise VerifyError(f"{fault.task} was {now['state']} when its worker was killed")
             yield [_held_by(task)]
 
     @contextmanager
     def _slurmctld(self, fault: Fault, task: dict[str, Any]) -> Iterator[list[str]]:
-        # The daemon alone: MariaDB of the demo's cluster is not made to survive a power cut.
+        # Only the daemon: MariaDB of the demo's cluster is not configured to survive power loss.
         self.stack.inside("ctl", f"{ROLES}/controller", "kill", "slurmctld")
         yield ["slurmctld"]
-        time.sleep(AWAY_SECONDS)
+        time.sleep(DOWN_SECONDS)
         self.stack.inside("ctl", f"{ROLES}/controller", "start", "slurmctld")
 
     @contextmanager
@@ -146,7 +148,7 @@ class Faults:
             yield victims
 
     @contextmanager
-    def _without(self, *containers: str, seconds: float = AWAY_SECONDS) -> Iterator[None]:
+    def _without(self, *containers: str, seconds: float = DOWN_SECONDS) -> Iterator[None]:
         output(["docker", "kill", "--signal", "KILL", *containers])
         try:
             yield
@@ -156,7 +158,7 @@ class Faults:
 
 
 def _held_by(task: dict[str, Any]) -> str:
-    """The container that has a task in its care, empty if none has: containers' host names are their ids."""
+    """Return the container that runs a task or its trigger, empty if none does: host names are container ids."""
     if task["state"] == "running":
         return str(task["hostname"] or "")
     return str((task.get("triggerer_job") or {}).get("hostname") or "")

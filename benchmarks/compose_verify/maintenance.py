@@ -1,4 +1,4 @@
-"""The commands of docs/production.md, "Upgrades, backups, logs", run as they stand there beside a finished run."""
+"""The commands of docs/production.md, "Upgrades, backups, logs", run unchanged with a finished run."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compose_verify.command import VerifyError, logged
-from benchmarks.compose_verify.stack import DAG, ROOT, UP_SECONDS, Stack
+from benchmarks.compose_verify.stack import UP_SECONDS, ComposeStack
+from testing.paths import ROOT
+from testing.stack import DAG
 
 DOCUMENT = ROOT / "docs" / "production.md"
 SECTION = "## Upgrades, backups, logs"
-# Sent to whatever serves the database, as somebody may have done before he looks for the backup.
+# A mistake after which a backup is needed.
 ACCIDENT = "TRUNCATE dag_run CASCADE"
 
 
 def commands(title: str) -> list[str]:
-    """The lines of shell below a bold title of the section."""
+    """Return the shell commands below a bold title of the section."""
     text = DOCUMENT.read_text(encoding="utf-8").partition(f"\n{SECTION}\n")[2].partition("\n## ")[0]
     part = text.partition(f"**{title}**")[2].partition("\n**")[0]
     return [line.strip() for line in part.splitlines() if line.startswith("    ")]
 
 
-def run(stack: Stack, profiles: list[str], title: str, folder: Path) -> None:
-    """Run what the document says there, in a folder of its own.
+def run(stack: ComposeStack, profiles: list[str], title: str, folder: Path) -> None:
+    """Run the documented commands in a separate folder.
 
     Raises:
-        VerifyError: a command failed, or the document has none.
+        VerifyError: A command failed, or the document has none.
     """
     lines = commands(title)
     if not lines:
@@ -39,11 +41,11 @@ def run(stack: Stack, profiles: list[str], title: str, folder: Path) -> None:
     logged(["bash", "-c", script], stack.folder / "logs" / "maintenance.log", UP_SECONDS, folder)
 
 
-def maintain(stack: Stack, profiles: list[str], run_id: str) -> dict[str, Any]:
+def maintain(stack: ComposeStack, profiles: list[str], run_id: str) -> dict[str, Any]:
     """Back up, lose all runs, restore, tidy up; what was seen.
 
     Raises:
-        VerifyError: a command failed, or the run is not what it was.
+        VerifyError: A command failed, or the restored run differs.
     """
     folder, begin = stack.folder / "maintenance", time.monotonic()
     before = stack.tries(DAG, run_id)

@@ -1,4 +1,4 @@
-"""What dockerd changes in this machine's network, remembered and undone: forwarding, iptables, its bridge."""
+"""Save and restore of the network settings that dockerd changes: forwarding, iptables, its bridge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BRIDGE = "docker0"
 
 
 def rules() -> dict[str, dict[str, list[str]]]:
-    """Table -> chain lines (`FORWARD ACCEPT`) and rules (`-A ...`), as iptables-save prints them."""
+    """Return chains (`FORWARD ACCEPT`) and rules (`-A ...`) of each table, as iptables-save prints them."""
     found: dict[str, dict[str, list[str]]] = {}
     if not shutil.which("iptables-save"):
         return found
@@ -32,24 +32,24 @@ def rules() -> dict[str, dict[str, list[str]]]:
 
 
 def settings() -> dict[str, str]:
-    """Kernel settings by path; those that this kernel has."""
+    """Return the existing kernel settings by path."""
     return {str(path): path.read_text().strip() for path in SETTINGS if path.exists()}
 
 
 @dataclass
 class HostNetwork:
-    """As it was when this object was made."""
+    """Network settings at the time of the object's creation."""
 
     settings: dict[str, str] = field(default_factory=settings)
     rules: dict[str, dict[str, list[str]]] = field(default_factory=rules)
 
     def restore(self) -> None:
-        """Undo what has changed since; what others have changed meanwhile and dockerd does not touch stays.
+        """Undo dockerd's changes; changes of other programs that dockerd does not touch stay.
 
         Raises:
-            VerifyError: something is not as it was.
+            VerifyError: A kernel setting differs.
         """
-        # The bridge first: its rules are of no use without it.
+        # The bridge first: its rules have no effect without it.
         if succeeds("ip", "link", "show", BRIDGE):
             output(["ip", "link", "delete", BRIDGE])
         for table, now in rules().items():
@@ -70,7 +70,7 @@ class HostNetwork:
         for chain, policy in (line.split() for line in now):
             if policy == "-":
                 continue
-            # A table that did not exist has chains that let everything pass.
+            # The chains of a table that did not exist accept everything.
             wanted = known.get(chain, "ACCEPT")
             if policy != wanted:
                 output(["iptables", "-t", table, "-P", chain, wanted])
@@ -80,7 +80,7 @@ class HostNetwork:
                 output(["iptables", "-t", table, flag, chain])
 
     def as_dict(self) -> dict[str, object]:
-        """For the report: what a reader may want to compare."""
+        """Return the settings for the report."""
         policy = next(
             (
                 c.split()[1]

@@ -1,8 +1,7 @@
-"""Where pip gets packages during the builds: as it does on this machine, whatever its owner has set up.
+"""Sources of pip's packages during the builds: the same as on this machine.
 
-Packages from a mirror, from folders, behind a certificate of one's own: `pip config list` knows. A build sees neither
-this machine's files nor its loopback, so folders are served over HTTP, and configuration and certificate go in as
-build secrets: none of it gets into an image.
+`pip config list` has mirrors, folders and certificates. A build has neither this machine's files nor its loopback, so
+folders are served over HTTP, and configuration and certificate are build secrets, which are not stored in images.
 """
 
 from __future__ import annotations
@@ -22,16 +21,18 @@ import yaml
 
 from benchmarks.compose_verify.command import output
 
-# Options that say where packages are; what else is configured here (constraints, cache) is no business of the builds.
+# Options for the sources of packages; other options (constraints, cache) are not used in the builds.
 PLAIN = ("index-url", "timeout", "trusted-host")
 PLACES = ("extra-index-url", "find-links")
 CERTIFICATE = "/run/secrets/pip_ca"
+# No file can exist there.
+NOWHERE = "/dev/null/nowhere"
 # One service of each image that pip is used in.
 BUILT_BY = ("migrate", "ctl")
 
 
 def pip_options() -> dict[str, str]:
-    """Option -> value as pip has it on this machine; the environment goes before files."""
+    """Return pip's options on this machine; the environment overrides files."""
     found = {}
     for line in output([sys.executable, "-m", "pip", "config", "list"]).splitlines():
         if match := re.match(r"(?:[\w-]+|:env:)\.([\w-]+)='(.*)'$", line):
@@ -40,7 +41,7 @@ def pip_options() -> dict[str, str]:
 
 
 class Folders:
-    """Serves some folders, and nothing else, on this machine's loopback."""
+    """HTTP server of some folders on this machine's loopback."""
 
     def __init__(self) -> None:
         self.places: list[Path] = []
@@ -50,25 +51,23 @@ class Folders:
             def translate_path(self, path: str) -> str:
                 number, _, rest = unquote(urlsplit(path).path).lstrip("/").partition("/")
                 if not number.isdigit() or int(number) >= len(folders.places):
-                    return "/nonexistent"
+                    return NOWHERE
                 root = folders.places[int(number)]
                 wanted = (root / rest).resolve()
-                return str(wanted) if wanted.is_relative_to(root) else "/nonexistent"
+                return str(wanted) if wanted.is_relative_to(root) else NOWHERE
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(Handler, directory="/nonexistent")
-        )
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=NOWHERE))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def url(self, place: str, index: bool) -> str:
-        """The address of a folder that pip knows by path or file: URL; others stay as they are.
+        """Return the HTTP address of a folder given as path or file: URL; other addresses stay unchanged.
 
         Args:
-            place: as pip has it.
-            index: it is a package index, whose pages may point to files beside it.
+            place: Path or URL of pip's configuration.
+            index: True for a package index, whose pages may link to files beside it.
         """
         if "://" in place and not place.startswith("file:"):
             return place
@@ -82,10 +81,10 @@ class Folders:
 
 @contextlib.contextmanager
 def build_settings(folder: Path) -> Iterator[Path | None]:
-    """A Compose file to add to the build, valid within the context; None where pip needs nothing special.
+    """Write a Compose file for the build, valid within the context; None if pip has no special options.
 
     Args:
-        folder: where it is written.
+        folder: Folder of the file.
     """
     options = pip_options()
     folders = Folders()

@@ -1,6 +1,6 @@
-"""What was promised (docs/production.md, "Twice of everything") against what happened to a run's jobs, logs and tasks.
+"""Check of a run's jobs, logs and tasks against docs/production.md, "Twice of everything".
 
-Nothing here asks llm-bridge: jobs are Slurm's accounting, output is what lies on the cluster, logs are Airflow's files.
+Independent of llm-bridge: jobs are from Slurm's accounting, output from the cluster's files, logs from Airflow's files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.compose_verify.stack import submitted_twice
 
-WORDS = (
+KINDS = (
     "jobs doubled",
     "jobs lost",
     "jobs orphaned",
@@ -31,7 +31,7 @@ BROKEN = ("failed", "upstream_failed")
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission to Slurm or Ray, as its folder on the cluster tells."""
+    """One submission to Slurm or Ray, read from its folder on the cluster."""
 
     task: str
     folder: Path
@@ -39,7 +39,7 @@ class Submission:
     ended_well: bool
 
     def output(self) -> dict[int, str]:
-        """Lines that are not blank, by the place where they end; a progress bar's carriage returns end lines, too."""
+        """Return the non-blank lines by the offset of their end; a progress bar's carriage returns end lines, too."""
         file = self.folder / "output.log"
         data = file.read_bytes() if file.exists() else b""
         found = re.finditer(rb"([^\r\n]*)(?:\r\n|\n|\r|$)", data)
@@ -48,15 +48,15 @@ class Submission:
 
 
 def submissions(run: Path) -> list[Submission]:
-    """All of a run.
+    """Return all submissions of a run.
 
     Args:
-        run: its folder, copied from the cluster's workspace.
+        run: Its folder, copied from the cluster's workspace.
     """
     found = []
     for owner in sorted(run.glob("**/attempt-*/owner.json")):
-        said = json.loads(owner.read_text())
-        found.append(Submission(said["task_id"], owner.parent, said["key"], _well(owner.parent)))
+        content = json.loads(owner.read_text())
+        found.append(Submission(content["task_id"], owner.parent, content["key"], _well(owner.parent)))
     for settings in sorted(run.glob("**/ray-*/settings.json")):
         found.append(Submission(RAY_TASK, settings.parent, "", _well(settings.parent)))
     return found
@@ -75,25 +75,32 @@ def judge(
     tries: dict[str, list[str]],
     spared: str,
 ) -> dict[str, list[str]]:
-    """Each broken promise as a sentence, by kind.
+    """Return the broken promises as sentences, by kind.
 
     Args:
-        run: the run's folder, copied from the cluster's workspace.
-        logs: the run's folder of Airflow's logs.
-        jobs: as `Stack.jobs` gives them.
-        queue: what is in Slurm's queue when the run is over.
-        tries: task -> states of all its tries, oldest first.
-        spared: the task whose worker was killed: one try of it has to fail.
+        run: The run's folder, copied from the cluster's workspace.
+        logs: The run's folder of Airflow's logs.
+        jobs: Result of `ComposeStack.jobs`.
+        queue: Jobs in Slurm's queue after the run's end.
+        tries: States of all tries of each task, the oldest first.
+        spared: The task whose worker was killed, one try of which must fail.
     """
-    faults: dict[str, list[str]] = {word: [] for word in WORDS}
+    faults: dict[str, list[str]] = {kind: [] for kind in KINDS}
     ours = submissions(run)
     faults["jobs doubled"] += submitted_twice(jobs)
     faults["jobs orphaned"] += queue
     names = {job["JobName"] for job in jobs}
     keys = {one.key for one in ours if one.key}
-    submitted = {one.key for one in ours if one.key and (one.folder / "job_id").exists()}
-    faults["jobs lost"] += [f"{key}: not in Slurm's accounting" for key in sorted(submitted - names)]
-    faults["jobs doubled"] += [f"{name}: no folder knows it" for name in sorted(names - keys)]
+    # A slurmctld that was killed may have lost the record of a job that ran to its end, by the job's own outcome file.
+    submitted = {
+        one.key
+        for one in ours
+        if one.key and (one.folder / "job_id").exists() and not (one.folder / "outcome.json").exists()
+    }
+    faults["jobs lost"] += [
+        f"{key}: not in Slurm's accounting, and without an outcome" for key in sorted(submitted - names)
+    ]
+    faults["jobs doubled"] += [f"{name}: not in any folder" for name in sorted(names - keys)]
     last = {one.task: one for one in ours}
     by_task: dict[str, list[Submission]] = defaultdict(list)
     for one in ours:
@@ -106,22 +113,22 @@ def judge(
             if before.ended_well and task != SERVICE_TASK
         ]
         if tries.get(task, [])[-1:] == ["success"] and not last[task].ended_well and task != SERVICE_TASK:
-            faults["jobs lost"].append(f"{task} is said to be done; {last[task].folder.name} is not")
+            faults["jobs lost"].append(f"{task} has succeeded; {last[task].folder.name} has not")
     for task, states in tries.items():
-        # A try whose job has truly failed is no wrong failure; there is a folder for each such job.
+        # A try whose job has failed is no wrong failure; each such job has a folder.
         allowed = max(0, len(by_task[task]) - 1) + (task == spared)
         failed = sum(state not in ("success", "skipped") for state in states)
         if states[-1] in BROKEN or failed > allowed:
             faults["tasks wrongly failed"].append(f"{task}: {', '.join(states)}")
     for one in ours:
         whole = one.ended_well and one.task != SERVICE_TASK and one is last[one.task]
-        for word, fault in log_faults(one, logs, whole=whole):
-            faults[f"log lines {word}"].append(fault)
+        for kind, fault in log_faults(one, logs, whole=whole):
+            faults[f"log lines {kind}"].append(fault)
     return faults
 
 
 def seen(run: Path, logs: Path) -> dict[str, dict[str, int]]:
-    """Submission -> how many lines of output it has, and how many triggerers have told them: for the report."""
+    """Return for each submission the number of its output lines, and of the triggerers that relayed them."""
     return {
         f"{one.task}, {one.folder.name}": {
             "lines": len(one.output()),
@@ -132,14 +139,14 @@ def seen(run: Path, logs: Path) -> dict[str, dict[str, int]]:
 
 
 def log_faults(one: Submission, logs: Path, *, whole: bool) -> Iterator[tuple[str, str]]:
-    """Lines of a job's output that its task's log lacks, has twice, otherwise or in another order: (word, sentence).
+    """Yield (kind, sentence) for each line of a job's output that is lost, doubled or wrong in its task's log.
 
-    Each try of the task tells the output from its beginning.
+    Each try of the task relays the output from its beginning.
 
     Args:
-        one: the job.
-        logs: the run's folder of Airflow's logs.
-        whole: the last try saw the job's end, so it must have every line.
+        one: The job.
+        logs: The run's folder of Airflow's logs.
+        whole: True if the last try followed the job to its end, so that it must have every line.
     """
     output, tries = one.output(), shown(logs / f"task_id={one.task}", f"{one.folder.name}/output.log")
     name = f"{one.task}, {one.folder.name}"
@@ -161,11 +168,11 @@ def log_faults(one: Submission, logs: Path, *, whole: bool) -> Iterator[tuple[st
 
 
 def shown(folder: Path, part: str) -> dict[int, list[tuple[int, str]]]:
-    """Try -> (end, text) of the lines of a job's output in a task's logs, in the order of their times.
+    """Return (end, text) of the lines of a job's output in a task's logs by try, in the order of their times.
 
     Args:
-        folder: of the task's logs.
-        part: which output: `attempt-1/output.log`.
+        folder: Folder of the task's logs.
+        part: The output, such as `attempt-1/output.log`.
     """
     found: dict[int, list[tuple[str, int, str]]] = defaultdict(list)
     for file in folder.glob("attempt=*.log*"):
@@ -173,10 +180,10 @@ def shown(folder: Path, part: str) -> dict[int, list[tuple[int, str]]]:
         for line in file.read_text(errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:  # cut off as its writer was killed
+            except ValueError:  # incomplete, because its writer was killed
                 continue
             where, _, end = str(row.get("loc", "")).rpartition(":")
             if where == part and end.isdigit():
                 found[number].append((str(row["timestamp"]), int(end), str(row["event"])))
-    # Lines of one moment have no order of their own.
+    # Lines with the same time have no order.
     return {number: [(end, text) for _, end, text in sorted(rows)] for number, rows in found.items()}

@@ -16,33 +16,33 @@ from typing import Any
 import httpx
 
 from benchmarks.compose_verify.command import VerifyError, logged, output
-from demo.airflow import free_port
-from demo.airflow_api import AirflowApi
-from demo.services import CLUSTER, DAG, RECIPE, RUN_PREFIX
+from testing.airflow import free_port
+from testing.airflow_api import AirflowApi
+from testing.paths import ROOT
+from testing.stack import CLUSTER, DAG, RECIPE, RUN_PREFIX, Stack
 
-ROOT = Path(__file__).resolve().parents[2]
 SOONER = Path(__file__).parent / "sooner.yaml"
 LOGS, WORKSPACE = "/opt/airflow/logs", "/var/tmp/llm-bridge/clusters/local/shared/workspace"
 PROJECT = "llm-bridge-verify"
 IMAGES = {"airflow": "migrate", "cluster": "ctl", "stores": "database"}
 BUILD_SECONDS, UP_SECONDS, RUN_SECONDS, MAIL_SECONDS = 3600, 900, 2400, 120
 COLUMNS = ("JobID", "JobName", "State", "Start", "End")
-# Ends after which another attempt is what llm-bridge promises.
+# Final states after which llm-bridge submits another attempt.
 WORTH_A_RETRY = ("FAILED", "NODE_FAIL", "TIMEOUT", "PREEMPTED", "OUT_OF_MEMORY")
 
 
 def submitted_twice(jobs: list[dict[str, str]]) -> list[str]:
-    """Names of jobs that should not be there: a second one of a name, or an attempt while the last one had not failed.
+    """Return the names of duplicate jobs: a second one of a name, or an attempt after one that had not failed.
 
     Args:
-        jobs: as `Stack.jobs` gives them; names end in the number of the attempt.
+        jobs: Result of `ComposeStack.jobs`; names end in the number of the attempt.
     """
     seen: dict[str, dict[str, str]] = {}
     wrong = []
     for job in jobs:
         key, _, attempt = job["JobName"].rpartition("-")
         last = seen.get(f"{key}-{int(attempt) - 1}")
-        # Slurm writes times so that they compare as text.
+        # Slurm's times can be compared as text.
         follows = last and last["State"] in WORTH_A_RETRY and last["End"] <= job["Start"]
         if job["JobName"] in seen or (attempt != "1" and not follows):
             wrong.append(job["JobName"])
@@ -50,21 +50,21 @@ def submitted_twice(jobs: list[dict[str, str]]) -> list[str]:
     return wrong
 
 
-class Stack:
-    """One Compose project with settings of its own, so that it disturbs no other.
+class ComposeStack(Stack):
+    """Compose project with its own settings, independent of other projects.
 
     Args:
-        compose: how Compose is called.
-        folder: for .env, keys and logs; below the repository.
-        run_with: put in front of the command that follows the demo run.
+        compose: Command line of Compose.
+        folder: Folder for .env, keys and logs; below the repository.
+        run_with: Prefix of the command that runs the demo.
     """
 
     def __init__(self, compose: list[str], folder: Path, run_with: list[str]) -> None:
         self.folder, self.run_with = folder, run_with
         self.env_file = folder / "verify.env"
-        # Lent ones: whatever listens at the usual ports goes on.
+        # Free ones, because the default ports may be in use.
         self.ports = {name: free_port(0) for name in ("WEB_PORT", "HUB_PORT", "MAIL_PORT")}
-        # Docker cannot give more than it has itself.
+        # Containers cannot have a higher limit than Docker.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         nofile = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
         place = folder.relative_to(ROOT)
@@ -77,20 +77,20 @@ class Stack:
         }
         self.compose = [*compose, "--project-name", PROJECT, "--project-directory", str(ROOT)]
         self.compose += ["--env-file", str(self.env_file), "-f", str(ROOT / "docker-compose.yaml")]
-        # More Compose files, for one session.
+        # Additional Compose files of one session.
         self.files: list[Path] = []
 
     # ---- settings and images
 
     def make_settings(self, **more: str) -> None:
-        """Make .env by the command that users have."""
+        """Make .env with the documented command."""
         argv: list[str | Path] = [sys.executable, ROOT / "docker" / "make_env.py", "--file", self.env_file]
         for name, value in {**self.settings, **more}.items():
             argv += ["--set", f"{name}={value}"]
         output(argv)
 
     def build(self, more: Path | None) -> dict[str, dict[str, Any]]:
-        """Build all images; returns name -> seconds and size."""
+        """Build all images, and return seconds and size of each."""
         files = ["-f", str(more)] if more else []
         found = {}
         for name, service in IMAGES.items():
@@ -109,13 +109,13 @@ class Stack:
         return found
 
     def remove_images(self) -> None:
-        """Delete what was built."""
+        """Delete the built images."""
         output(["docker", "image", "rm", "--force", *(f"{PROJECT}-{name}" for name in IMAGES)])
 
     # ---- one session
 
     def up(self, profiles: list[str]) -> float:
-        """Start all of some profiles; returns the seconds until everything was healthy."""
+        """Start the containers of some profiles, and return the seconds until all were healthy."""
         begin = time.monotonic()
         logged(
             [*self.called(profiles), "up", "--detach", "--wait", "--no-build"],
@@ -126,21 +126,21 @@ class Stack:
         return round(time.monotonic() - begin, 1)
 
     def down(self, profiles: list[str]) -> None:
-        """End it, and delete its volumes; what its containers and tasks have said is kept."""
+        """Stop the containers and delete their volumes; the logs of containers and tasks are kept."""
         name = "-".join(profiles)
         with (self.folder / "logs" / f"containers-{name}.log").open("w") as log:
             subprocess.run([*self.called(profiles), "logs", "--no-color"], stdout=log, stderr=log, cwd=ROOT)
-        # Why a task failed or was tried again is in here.
+        # These have the causes of failed tries.
         with contextlib.suppress(VerifyError):
             self.copy("api-server", LOGS, f"tasks-{name}")
         argv = [*self.called(profiles), "down", "--volumes", "--remove-orphans"]
         logged(argv, self.folder / "logs" / f"down-{name}.log", UP_SECONDS, ROOT)
 
     def demo_run(self, profiles: list[str]) -> dict[str, Any]:
-        """The documented command; returns its report.
+        """Run the demo with the documented command, and return its report.
 
         Raises:
-            VerifyError: the run did not end in a model that is what the cluster has made.
+            VerifyError: The run failed, or the published model differs from the cluster's.
         """
         argv = [
             *self.run_with,
@@ -157,54 +157,50 @@ class Stack:
         return found
 
     def jobs(self) -> list[dict[str, str]]:
-        """All jobs that Slurm has accounted for, oldest first."""
-        said = self.inside(
-            "ctl", "sacct", "--allusers", "--allocations", "--noheader", "--parsable2",
+        """Return all jobs of Slurm's accounting, the oldest first.
+
+        A slurmctld that was killed may give the id of a job that it has lost to another one, so a job is identified by
+        id and name. Of a job that was requeued the last run is returned.
+        """
+        printed = self.slurm(
+            "sacct", "--allusers", "--allocations", "--duplicates", "--noheader", "--parsable2",
             f"--format={','.join(COLUMNS).replace('JobName', 'JobName%200')}",
         )  # fmt: skip
-        return [dict(zip(COLUMNS, line.split("|"), strict=True)) for line in said.splitlines()]
+        records = [dict(zip(COLUMNS, line.split("|"), strict=True)) for line in printed.splitlines()]
+        return list({(job["JobID"], job["JobName"]): job for job in records}.values())
 
-    def queue(self) -> list[str]:
-        """What is in Slurm's queue."""
-        return self.inside("ctl", "squeue", "--noheader", "--format=%i %j %T").splitlines()
+    def slurm(self, *argv: str, user: str = "root") -> str:
+        """Run a Slurm command in the controller's container and return its output."""
+        return self.inside("ctl", *argv)
 
     def copy(self, service: str, path: str, name: str) -> Path:
-        """A folder of a container, copied to the logs of this verification."""
+        """Copy a folder of a container to the logs of this verification."""
         target = self.folder / "logs" / name
         shutil.rmtree(target, ignore_errors=True)
         output([*self.called(["demo", "celery"]), "cp", f"{service}:{path}", target])
         return target
 
     def last_run(self) -> str | None:
-        """The newest of the demo's runs."""
-        runs = self.api().ask("GET", f"/api/v2/dags/{DAG}/dagRuns", params={"order_by": "-run_after"})
+        """Return the newest run of the demo."""
+        runs = self.api.ask("GET", f"/api/v2/dags/{DAG}/dagRuns", params={"order_by": "-run_after"})
         names = [str(run["dag_run_id"]) for run in runs["dag_runs"]]
         return next((name for name in names if name.startswith(RUN_PREFIX)), None)
 
     def lines_shown(self, dag: str, run: str, task: str) -> int:
-        """How many lines of its job's output a task's log has."""
+        """Return the number of lines of its job's output in a task's log."""
         folder = f"{LOGS}/dag_id={dag}/run_id={run}/task_id={task}"
-        said = self.inside("api-server", "sh", "-c", 'grep -rhc "output.log:" "$1" || true', "sh", folder)
-        return sum(map(int, said.split()))
-
-    def tries(self, dag: str, run: str) -> dict[str, list[str]]:
-        """Task -> states of all its tries, oldest first."""
-        found, api = {}, self.api()
-        for task in api.tasks(dag, run):
-            path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task['task_id']}/tries"
-            said = api.ask("GET", path)["task_instances"]
-            found[task["task_id"]] = [str(one["state"]) for one in sorted(said, key=_number)]
-        return found
+        counts = self.inside("api-server", "sh", "-c", 'grep -rhc "output.log:" "$1" || true', "sh", folder)
+        return sum(map(int, counts.split()))
 
     def mail_of_failure(self) -> float:
-        """Start a run that `check` has to refuse; returns the seconds until the mailbox shows an alert about it.
+        """Trigger a run that `check` refuses, and return the seconds until the mailbox has an alert about it.
 
         Raises:
-            VerifyError: there is none after two minutes.
+            VerifyError: There is none after 120 s.
         """
         begin, run = time.monotonic(), f"refused-{time.time():.0f}"
-        # More nodes than there are. No job is submitted.
-        self.api().trigger(DAG, {"recipe": RECIPE, "cluster": CLUSTER, "nodes": 99}, run)
+        # More nodes than the cluster has; no job is submitted.
+        self.api.trigger(DAG, {"recipe": RECIPE, "cluster": CLUSTER, "nodes": 99}, run)
         page = f"http://127.0.0.1:{self.ports['MAIL_PORT']}/"
         while run not in httpx.get(page, trust_env=False).text:
             if time.monotonic() - begin > MAIL_SECONDS:
@@ -213,14 +209,14 @@ class Stack:
         return round(time.monotonic() - begin, 1)
 
     def memory(self) -> dict[str, str]:
-        """Container -> memory that it uses now."""
+        """Return the used memory of each container."""
         names = self.containers()
-        said = output(["docker", "stats", "--no-stream", "--format", "{{.Name}}|{{.MemUsage}}", *names])
-        rows = (line.split("|") for line in said.splitlines())
+        printed = output(["docker", "stats", "--no-stream", "--format", "{{.Name}}|{{.MemUsage}}", *names])
+        rows = (line.split("|") for line in printed.splitlines())
         return {name.removeprefix(f"{PROJECT}-"): used.split(" /")[0] for name, used in rows}
 
     def containers(self, service: str = "") -> list[str]:
-        """Names of the running containers, of one service or all."""
+        """Return the names of the running containers, of one service or all."""
         argv = [
             "docker",
             "ps",
@@ -234,14 +230,15 @@ class Stack:
         return sorted(output(argv).split())
 
     def privileged(self) -> list[str]:
-        """Containers that are; there must be none."""
-        said = output(
+        """Return the privileged containers, of which there must be none."""
+        printed = output(
             ["docker", "inspect", "--format", "{{.Name}} {{.HostConfig.Privileged}}", *self.containers()]
         )
-        return [line.split()[0] for line in said.splitlines() if line.endswith("true")]
+        return [line.split()[0] for line in printed.splitlines() if line.endswith("true")]
 
+    @property
     def api(self) -> AirflowApi:
-        """Airflow's API, as a browser on this machine reaches it."""
+        """Client of Airflow's API on the published port; the password changes with the settings."""
         match = re.search(r"^WEB_PASSWORDS='(.*)'$", self.env_file.read_text(), re.MULTILINE)
         if not match:
             raise VerifyError(f"{self.env_file} has no WEB_PASSWORDS")
@@ -250,7 +247,7 @@ class Stack:
         )
 
     def versions(self) -> dict[str, str]:
-        """Of what runs in the containers."""
+        """Return the versions of the containers' programs."""
         airflow = self.inside(
             "api-server", "python", "-c", "import importlib.metadata as m; print(m.version('apache-airflow'))"
         )
@@ -262,14 +259,10 @@ class Stack:
         }
 
     def inside(self, service: str, *argv: str) -> str:
-        """What a command prints in the first container of a service."""
+        """Run a command in the first container of a service and return its output."""
         return output([*self.called(["demo", "celery"]), "exec", "-T", service, *argv])
 
     def called(self, profiles: list[str]) -> list[str]:
-        """How Compose is called for this session."""
+        """Return the command line of Compose for this session."""
         files = [part for file in self.files for part in ("-f", str(file))]
         return [*self.compose, *files, *(part for profile in profiles for part in ("--profile", profile))]
-
-
-def _number(task: dict[str, Any]) -> int:
-    return int(task["try_number"])

@@ -1,4 +1,4 @@
-"""``make failures-report``: cause failures on a local cluster of its own, and write down what was found and done.
+"""Run ``make failures-report``: cause failures on a local cluster, compare the reactions with the expected ones.
 
 python -m benchmarks.failures_report [CASE...]     only these cases
 """
@@ -17,8 +17,12 @@ FOLDER = Path("build/failures")
 
 
 def main(names: list[str]) -> int:
-    """Exit code 1 when anything is not as expected, 2 for a case that does not exist."""
-    # Before Airflow is imported: a home of its own, and where its loggers write.
+    """Run the cases and write the report.
+
+    Returns:
+        1 if a result is not as expected, 2 for an unknown case, else 0.
+    """
+    # Before the import of Airflow: its home, and the output of its loggers.
     FOLDER.mkdir(parents=True, exist_ok=True)
     os.environ |= {"AIRFLOW_HOME": str(FOLDER.resolve() / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     screen, began = sys.stdout, time.monotonic()
@@ -28,10 +32,10 @@ def main(names: list[str]) -> int:
 
         known = [case.name for case in CASES]
         if unknown := [name for name in names if name not in known]:
-            print(f"no case {' '.join(unknown)}: choose from {' '.join(known)}", file=screen)
+            print(f"unknown cases {' '.join(unknown)}: choose from {' '.join(known)}", file=screen)
             return 2
         rows: list[dict[str, Any]] = []
-        with report.impatient(), report.site() as site:
+        with report.short_timeouts(), report.site() as site:
             for case in CASES:
                 if names and case.name not in names:
                     continue
@@ -41,7 +45,7 @@ def main(names: list[str]) -> int:
         found = {"took_s": round(time.monotonic() - began, 1), "rows": rows, "left_out": left_out()}
         (FOLDER / "report.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         table.show(found, screen)
-    print(f"all of it: {FOLDER}/report.json; what the tasks logged: {FOLDER}/log.txt")
+    print(f"report: {FOLDER}/report.json; log of the tasks: {FOLDER}/log.txt")
     return 0 if all(row["as_expected"] for row in rows) else 1
 
 

@@ -1,80 +1,47 @@
-"""What a case of the report is, and the site on which it is played."""
+"""Case of the report, and the site on which it runs."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from llm_bridge.failures.kinds import Action
-from local_cluster import LocalCluster
-from tests.alerts.sinks import Mails, Posts
+import testing.site
+from llm_bridge.diagnosis.classes import Action
+from testing.local_cluster import LocalCluster
+from testing.sinks import Mails, Posts
 
 DAG, RUN = "failures", "report"
-# Enough to see what a retry does.
+# One retry is enough to observe retries.
 RETRIES = 1
 
 
-@dataclass(frozen=True)
-class Site:
-    """A cluster that is there for the report alone, and who is told.
+class Site(testing.site.Site):
+    """Cluster of the report, with the receivers of its alerts.
 
-    :param include: the folder with its cluster file.
+    Args:
+        cluster: The cluster.
+        folder: Folder for ``include/``.
+        mails: Received mails.
+        posts: Received HTTP requests.
     """
 
-    cluster: LocalCluster
-    include: Path
-    mails: Mails
-    posts: Posts
-
-    @property
-    def name(self) -> str:
-        """Of its cluster file."""
-        return self.cluster.settings.name
-
-    @property
-    def workspace(self) -> Path:
-        return self.cluster.workspace
+    def __init__(self, cluster: LocalCluster, folder: Path, mails: Mails, posts: Posts) -> None:
+        super().__init__(cluster, folder, hub={})
+        self.mails, self.posts = mails, posts
 
     def stage(self, name: str) -> str:
-        """A directory of its own for a case's job."""
+        """Return the stage directory of a case's job."""
         return f"{self.workspace}/{RUN}/{name}"
 
-    def variant(self, name: str, **changes: Any) -> str:
-        """Write one more cluster file of this site, with a few values changed in it; its name."""
-        folder = self.include / "clusters"
-        values = yaml.safe_load((folder / f"{self.name}.yaml").read_text())
-        merged = {
-            key: values[key] | change if isinstance(change, dict) else change
-            for key, change in changes.items()
-        }
-        (folder / f"{self.name}_{name}.yaml").write_text(yaml.safe_dump(values | merged))
-        return f"{self.name}_{name}"
 
-    def run(self, host: str, *argv: str, user: str | None = None) -> str:
-        """Run a program that must not fail; what it prints."""
-        done = self.cluster.run(host, [*argv], user=user)
-        assert done.returncode == 0, f"{argv[0]} on {host}: {done.stderr or done.stdout}"
-        return done.stdout
-
-    def end_jobs(self) -> None:
-        """Cancel what is left of a case, so that the next one finds all nodes free."""
-        deadline = time.monotonic() + 60
-        while self.cluster.run("login", ["squeue", "-h"], user="svc").stdout.strip():
-            self.cluster.run("login", ["scancel", "--user=svc"], user="svc")
-            assert time.monotonic() < deadline, "jobs of the last case do not end"
-            time.sleep(0.3)
-
-
-# Makes the operator of the task that fails, from the site and arguments that every operator is to be given.
+# Returns the operator of the failing task; called with the site and the arguments of every operator.
 MakesOperator = Callable[[Site, dict[str, Any]], Any]
 
-# What follows a failure by itself: how the task ends, and which alerts are sent on the way. Everything that fails a try
-# is told (alerts.yaml of the report says `retries: true`), what goes on within the try is not (alerts/occasions.py).
+# Consequence of each action: the task's end, and the alerts that are sent. Every failed try sends one
+# (alerts.yaml of the report has `retries: true`), a job that resumes within the try does not
+# (notifications/callbacks.py).
 FOLLOWS: dict[Action, tuple[str, tuple[str, ...]]] = {
     Action.STOP: ("failed", ("failure",)),
     Action.CONTINUE: ("succeeded", ()),
@@ -85,16 +52,22 @@ FOLLOWS: dict[Action, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One way to fail, and what is expected.
+    """One failure, and the expected reaction.
 
-    :param how: for people. :param kind: the class.
-    :param action: what is decided after the first failure; None where nothing is, because it goes on.
-    :param evidence: a text that the evidence line holds. :param node: whether a node has to be named.
-    :param meddle: called while the first job is followed, with its trigger.
-    :param prepare: called before, as root of the site. :param mend: and afterwards, whatever happened.
-    :param expects: how the task ends and the occasions of the alerts; None for what ``action`` says by itself.
-    :param log: of a training's first attempt, below the case's stage: steps that were lost are counted in it.
-    :param caused: whether the thing itself happens, or a job prints what programs print when it does.
+    Attributes:
+        name: Name of the case.
+        how: Description for the report.
+        kind: Expected class of the diagnosis.
+        action: Expected action after the first failure; None if there is none, because the job continues.
+        evidence: Text that the evidence line must contain.
+        operator: Returns the operator of the failing task.
+        node: Whether the diagnosis must name a node.
+        meddle: Called with the first job's trigger while that runs.
+        prepare: Called before the case.
+        mend: Called after the case, also after an error.
+        expects: The task's end and the occasions of the alerts; None for those of ``action``.
+        log: Log of a training's first attempt, below the case's stage, in which lost steps are counted.
+        caused: `real` if the failure is caused, `excerpt` if a job prints the output of one.
     """
 
     name: str
@@ -113,17 +86,17 @@ class Case:
 
     @property
     def ends(self) -> str:
-        """How the task is to end."""
+        """Expected end of the task."""
         return self._follows[0]
 
     @property
-    def told(self) -> tuple[str, ...]:
-        """The occasions of the alerts that are to be sent, in order."""
+    def alerts(self) -> tuple[str, ...]:
+        """Occasions of the expected alerts, in order."""
         return self._follows[1]
 
     @property
     def _follows(self) -> tuple[str, tuple[str, ...]]:
         if self.expects:
             return self.expects
-        assert self.action, f"case {self.name}: what it expects is not said"
+        assert self.action, f"case {self.name} has neither `expects` nor `action`"
         return FOLLOWS[self.action]

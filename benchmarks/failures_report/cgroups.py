@@ -1,7 +1,7 @@
-"""A memory cgroup around a job, as sites have it: the kernel kills, and Slurm says OUT_OF_MEMORY.
+"""Memory cgroup around a job, as on real sites: the kernel kills, and Slurm's state is OUT_OF_MEMORY.
 
-The local cluster has none (its nodes share one kernel), so one node is given Slurm's task/cgroup for this case alone.
-Slurm 22.05 makes its cgroups of version 1 in the root of the hierarchy; version 2 needs systemd.
+The local cluster has none (its nodes share one kernel), so one node gets Slurm's task/cgroup for this case.
+Slurm 22.05 creates its cgroups of version 1 in the root of the hierarchy; version 2 needs systemd.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.failures_report.case import Case, Site
-from llm_bridge.failures.kinds import Action
-from llm_bridge.slurm.job import Resources, SlurmJob
-from llm_bridge.slurm.operators import SlurmSubmitOperator
+from llm_bridge.diagnosis.classes import Action
+from llm_bridge.operators.slurm import SlurmSubmitOperator
+from llm_bridge.slurm.spec import Resources, SlurmJob
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 NODE = "n1"
@@ -29,13 +29,15 @@ mount --bind {ETC} /etc/slurm
 
 
 def lacking() -> str:
-    """Why it cannot be caused here; empty where it can."""
+    """Return the reason why the case cannot run on this machine; empty if it can."""
     if not (MEMORY / "release_agent").exists():
         return f"this machine has no memory cgroups of version 1 at {MEMORY}, which Slurm 22.05 without systemd needs"
     if not os.access(MEMORY, os.W_OK):
-        return f"{MEMORY} cannot be written: cgroups belong to somebody else here"
+        return f"{MEMORY} is not writable: another user owns the cgroups"
     if SLURMS.exists():
-        return f"{SLURMS} is there already: a Slurm on this machine uses it, or has left it (rmdir, its folders first)"
+        return (
+            f"{SLURMS} exists already: a Slurm on this machine uses it, or has left it (remove it with rmdir)"
+        )
     return ""
 
 
@@ -47,7 +49,7 @@ def constrain(site: Site) -> None:
 
 
 def release(site: Site) -> None:
-    """As it was; the cgroups are empty by now."""
+    """Restore the node's configuration and remove its cgroups, which are empty now."""
     site.end_jobs()
     site.cluster.stop("slurmd", NODE)
     site.run(NODE, "sh", "-c", f"umount -l /etc/slurm; rm -rf {ETC}")
@@ -59,7 +61,7 @@ def release(site: Site) -> None:
 
 
 def over(site: Site, options: dict[str, Any]) -> SlurmSubmitOperator:
-    """A program in a step of its own, as trainings are, that takes four times what it asked for."""
+    """Return the operator of a job step that allocates four times its requested memory."""
     job = SlurmJob(
         cluster=site.name,
         script="#!/bin/bash\nsrun python3 -c 'x = b\"1\" * (400 << 20)'\n",

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from airflow.sdk.definitions.retry_policy import RetryAction
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException
 
-from benchmarks.stand_in import Task
-
-# Nothing here takes so long.
-MOST_SECONDS = 180.0
-
-Meddle = Callable[[Any], None]
+from testing.task_context import Meddle, Task
 
 
 def follow(operator: Any, task: Task, meddle: Meddle | None) -> str:
-    """Run all tries that it gets; "failed" or "succeeded". What failed is told by the operator's own callbacks.
+    """Run all tries of a task; return "failed" or "succeeded". The operator's own callbacks send the alerts.
 
-    :param meddle: called with the first trigger while that follows its job.
+    Args:
+        operator: The task's operator.
+        task: Its context.
+        meddle: Called in the first try only.
     """
     while True:
         try:
-            one_try(operator, task, meddle)
+            task.run(operator, meddle)
             return "succeeded"
-        except Exception as error:  # as Airflow: whatever a task raises
+        except Exception as error:  # every exception of a task, as Airflow
             again = _is_tried_again(operator, task, error)
             for callback in operator.on_retry_callback if again else operator.on_failure_callback:
                 callback({**task.context, "task": operator, "exception": error})
             if not again:
                 return "failed"
-        task.ti.try_number += 1  # without waiting for retry_delay
+        task.retry()  # without waiting for retry_delay
         meddle = None
 
 
@@ -43,23 +37,3 @@ def _is_tried_again(operator: Any, task: Task, error: Exception) -> bool:
         return False
     decision = operator.retry_policy.evaluate(error, task.ti.try_number, task.ti.max_tries)
     return decision.action is not RetryAction.FAIL
-
-
-def one_try(operator: Any, task: Task, meddle: Meddle | None = None) -> Any:
-    """Execute, and go on from each deferral; what the task returns."""
-    step = functools.partial(operator.execute, task.context)
-    while True:
-        try:
-            return step()
-        except TaskDeferred as deferred:
-            deferred.trigger.task_instance = SimpleNamespace(**vars(task.ti))
-            event = asyncio.run(_event(deferred.trigger, meddle))
-            meddle = None
-            step = functools.partial(getattr(operator, deferred.method_name), task.context, event)
-
-
-async def _event(trigger: Any, meddle: Meddle | None) -> Any:
-    first = asyncio.create_task(anext(trigger.run()))
-    if meddle:
-        await asyncio.to_thread(meddle, trigger)
-    return (await asyncio.wait_for(first, MOST_SECONDS)).payload

@@ -1,7 +1,7 @@
 """Failures that need GPUs, caused for real: ``python gpu_causes.py FOLDER`` where there are two NVIDIA GPUs and torch.
 
 Each case is a training of two processes under torchrun that fails in its own way; what it prints becomes
-``FOLDER/NAME.log``. tests/unit/gpu_logs/ keeps such logs, and the tests see to it that each is explained.
+``FOLDER/NAME.log``. testing/gpu_logs/ keeps such logs, and the tests check that each is diagnosed.
 Standard library only here, so that it runs on a node without llm-bridge.
 """
 
@@ -96,7 +96,7 @@ dist.init_process_group("gloo", init_method="tcp://127.0.0.1:9", world_size=2, r
 
 
 def main(folder: Path) -> None:
-    """Cause them one after the other."""
+    """Run the cases one after the other."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scripts:
         for name, (body, variables) in CASES.items():
@@ -117,7 +117,7 @@ def main(folder: Path) -> None:
 
 
 def keep(log: Path, command: list[str | Path], variables: dict[str, str]) -> None:
-    """Run a command and keep what it prints."""
+    """Run a command and write its output to a file."""
     began = time.monotonic()
     with log.open("wb") as output:
         environ = {**os.environ, **variables}

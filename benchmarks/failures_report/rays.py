@@ -1,25 +1,23 @@
-"""Cases of Ray: a cluster that does not come up, one that breaks, and jobs that fail on one that is well."""
+"""Cases of Ray: a cluster that does not start, one that fails, and jobs that fail on a healthy one."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from benchmarks.failures_report import causes
 from benchmarks.failures_report.case import DAG, RUN, Case, Site
-from benchmarks.failures_report.causes import TRAINING
-from benchmarks.failures_report.follow import one_try
-from benchmarks.stand_in import Task
-from llm_bridge.failures.kinds import Action
-from llm_bridge.ray.job import RayJob
-from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
-from llm_bridge.ray.sensors import RayJobSensor
-from llm_bridge.slurm.fingerprint import Result
-from llm_bridge.slurm.job import Resources, SlurmJob
-from tests.operators.small_ray import SETTINGS
+from llm_bridge.diagnosis.classes import Action
+from llm_bridge.operators.ray import RayClusterOperator, RaySubmitJobOperator
+from llm_bridge.ray.spec import RayJob
+from llm_bridge.sensors.ray import RayJobSensor
+from llm_bridge.slurm.spec import Resources, SlurmJob, StageOutput
+from testing import causes
+from testing.causes import TRAINING
+from testing.small_ray import SETTINGS
+from testing.task_context import Task
 
 TEMP_DIR = "/tmp/ray"
-# What the driver of a training does: it asks for data on a worker.
+# A driver that reads data on a worker, as a training does.
 READS_ON_A_WORKER = """\
 import ray
 ray.init(log_to_driver=False)
@@ -49,12 +47,12 @@ PREFLIGHT = {
     "max_clock_skew_seconds": 5,
     "all_reduce_seconds": 0,
 }
-# So much more than the machine uses already.
+# Distance of the threshold from the machine's used memory.
 ROOM_GIB = 1.2
 
 
 def cluster_job(site: Site, name: str, *, cluster: str = "", nodes: int = 1, **settings: Any) -> SlurmJob:
-    """As small as it gets."""
+    """Return the Slurm job of a small Ray cluster."""
     return SlurmJob(
         cluster=cluster or site.name,
         template="ray_cluster",
@@ -67,27 +65,27 @@ def cluster_job(site: Site, name: str, *, cluster: str = "", nodes: int = 1, **s
 
 
 def bring_up(site: Site, options: dict[str, Any], **settings: Any) -> RayClusterOperator:
-    """The task that brings it up, alone."""
+    """Return the operator that starts a Ray cluster."""
     return RayClusterOperator(job=cluster_job(site, options["task_id"], **settings), **options)
 
 
 def waiting(site: Site, options: dict[str, Any], job: RayJob, cluster: SlurmJob) -> RayJobSensor:
-    """The task that waits for a job on a cluster, both made by the tasks before it."""
-    before = Task(f"{options['task_id']}_before", dag_id=DAG, run_id=RUN)
-    up = one_try(RayClusterOperator(task_id="up", job=cluster), before)
+    """Start a cluster and submit a job as the tasks before do, and return the sensor that waits for it."""
+    before = Task(f"{options['task_id']}_before", dag_id=DAG, run_id=RUN, known=True)
+    up = before.run(RayClusterOperator(task_id="up", job=cluster))
     submitted = RaySubmitJobOperator(task_id="submit", ray=up, job=job).execute(before.context)
     return RayJobSensor(submitted=submitted, job=job, ray_cluster=cluster, **options)
 
 
 def program(site: Site, options: dict[str, Any], code: str, cluster: str = "") -> RayJobSensor:
-    """A driver of a few lines."""
+    """Return the sensor of a driver given as Python code."""
     name = options["task_id"]
     job = RayJob(entrypoint=["python3", "-c", code], directory=site.stage(name))
     return waiting(site, options, job, cluster_job(site, name, cluster=cluster))
 
 
 def training(site: Site, options: dict[str, Any]) -> RayJobSensor:
-    """Stands for PPO: it makes checkpoints and goes on from the newest."""
+    """Return the sensor of a stand-in for PPO, which writes checkpoints and resumes from the newest."""
     name = options["task_id"]
     saves = f"{site.stage(name)}/checkpoints"
     settings = {"checkpoint_dir": saves, **causes.TRAINS, "steps": 30}
@@ -95,20 +93,20 @@ def training(site: Site, options: dict[str, Any]) -> RayJobSensor:
         entrypoint=["python3", "-c", TRAINING, json.dumps(settings)],
         settings=settings,
         directory=site.stage(name),
-        result=Result(outputs=[saves]),
+        output=StageOutput(outputs=[saves]),
     )
     return waiting(site, options, job, cluster_job(site, name))
 
 
 def kill_head(site: Site, trigger: Any) -> None:
-    """SIGKILL to the GCS in the middle of the training."""
+    """Send SIGKILL to the GCS in the middle of the training."""
     causes.wait_for_step(site.workspace, RUN, "ray_head", causes.SAVED)
     node = causes.nodes_of(site.cluster, trigger.target["job_id"])
     site.run(node, "pkill", "-KILL", "-f", "gcs_server")
 
 
 def low_on_memory(site: Site, options: dict[str, Any]) -> RayJobSensor:
-    """Ray's memory monitor, with a threshold not far above what the machine uses: every node sees all of it."""
+    """Return the sensor of a job under Ray's memory monitor, with a threshold just above the used memory."""
     with open("/proc/meminfo") as lines:
         kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     used = 1 - kib["MemAvailable"] / kib["MemTotal"]
@@ -122,12 +120,13 @@ def low_on_memory(site: Site, options: dict[str, Any]) -> RayJobSensor:
 
 
 def occupy(site: Site, node: str, options: str) -> None:
-    """Put a file system of our own where Ray's files go on a node."""
+    """Mount a tmpfs at Ray's temporary directory on a node."""
     site.run(node, "mkdir", "-m", "1777", "-p", TEMP_DIR)  # the jobs of other cases need it, too
     site.run(node, "mount", "-t", "tmpfs", "-o", options, "tmpfs", TEMP_DIR)
 
 
 def give_back(site: Site, node: str) -> None:
+    """Unmount the file system of :func:`occupy`."""
     site.run(node, "umount", "-l", TEMP_DIR)
 
 
@@ -140,7 +139,7 @@ CASES: tuple[Case, ...] = (
          prepare=lambda site: occupy(site, "n2", "ro"), mend=lambda site: give_back(site, "n2")),
     Case("ray_head", "SIGKILL to the Ray head's GCS in the middle of a training", "node_failure", Action.CONTINUE,
          "gcs_server", training, node=True, meddle=kill_head, log="ray-1/output.log"),
-    Case("ray_python", "a Ray task of the job opens a file that is not there", "missing_path", Action.STOP,
+    Case("ray_python", "a Ray task of the job opens a missing file", "missing_path", Action.STOP,
          "/no/such/train.parquet", lambda site, options: program(site, options, READS_ON_A_WORKER)),
     Case("ray_memory", "Ray's memory monitor kills a worker", "host_oom", Action.STOP, "low on memory",
          low_on_memory, node=True),

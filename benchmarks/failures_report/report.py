@@ -1,4 +1,4 @@
-"""Play each case once and describe it: one row a case."""
+"""Rows of the report: run each case once and describe it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,16 @@ from unittest.mock import patch
 
 import yaml
 
-from benchmarks.failures_report import alerts, causes
-from benchmarks.failures_report.alerts import Told, told_since
+from benchmarks.failures_report import alerts
+from benchmarks.failures_report.alerts import Alert, alerts_since
 from benchmarks.failures_report.case import DAG, RETRIES, RUN, Case, Site
 from benchmarks.failures_report.follow import follow
-from benchmarks.stand_in import Task, describe_site
-from llm_bridge.alerts.occasions import for_tasks
-from llm_bridge.failures.kinds import Action
-from local_cluster import LocalCluster
-from tests.alerts.sinks import mail_server, web_server
+from llm_bridge.diagnosis.classes import Action
+from llm_bridge.notifications.callbacks import for_tasks
+from testing import causes
+from testing.local_cluster import LocalCluster
+from testing.sinks import mail_server, web_server
+from testing.task_context import Meddle, Task, events_at_once
 
 SITE, SSH_PORT = "failures", 22433
 ALERTS = {
@@ -32,30 +33,28 @@ ALERTS = {
     "http": {"conn_id": "hook"},
     "retries": True,
 }
-# How diagnoses say what follows (failures/decision.py).
+# Start of a diagnosis' next action (diagnosis/retry.py).
 ACTIONS = {
-    "stops": Action.STOP,
-    "goes on": Action.CONTINUE,
-    "tries again at once": Action.ELSEWHERE,
-    "tries again in": Action.LATER,
+    "no retry": Action.STOP,
+    "resumes from": Action.CONTINUE,
+    "starts again from its beginning within": Action.CONTINUE,
+    "retries at once": Action.ELSEWHERE,
+    "retries in": Action.LATER,
 }
-# Patience that Airflow, or a large site, needs and this machine does not.
-PATIENCE = {
-    "llm_bridge.slurm.triggers.EARLIEST_EVENT_SECONDS": 0.0,
-    "llm_bridge.ray.triggers.EARLIEST_EVENT_SECONDS": 0.0,
-    "llm_bridge.slurm.away.EARLIEST_EVENT_SECONDS": 0.0,
-    "llm_bridge.ray.away.EARLIEST_EVENT_SECONDS": 0.0,
-    "llm_bridge.ray.by_files.CAUSE_SECONDS": 3.0,
-    "llm_bridge.slurm.watcher.LOST_SECONDS": 12.0,
-    "llm_bridge.slurm.watcher.FORGOTTEN_SECONDS": 12.0,
+# Timeouts that a large site needs and this machine does not.
+WAIT_SECONDS = {
+    "llm_bridge.triggers.ray_from_files.CAUSE_SECONDS": 3.0,
+    "llm_bridge.slurm.poller.LOST_TIMEOUT_SECONDS": 12.0,
+    "llm_bridge.slurm.poller.UNLISTED_TIMEOUT_SECONDS": 12.0,
+    "llm_bridge.slurm.poller.REQUEUE_GRACE_SECONDS": 12.0,
     # Until a triggerer's log file has the last line; there is none here.
-    "llm_bridge.slurm.output.MARK_SECONDS": 0.0,
+    "llm_bridge.monitoring.log_relay.LOG_WRITE_TIMEOUT_SECONDS": 0.0,
 }
 
 
 @contextmanager
 def site() -> Iterator[Site]:
-    """A cluster that is there for this alone, and those who are told."""
+    """Run a cluster for the report, and the receivers of its alerts, in the context."""
     cluster = LocalCluster(SITE, ssh_port=SSH_PORT)
     cluster.down(wipe=True)
     with (
@@ -65,45 +64,45 @@ def site() -> Iterator[Site]:
     ):
         try:
             cluster.up()
-            include = describe_site(cluster, Path(folder))
-            (include / "alerts.yaml").write_text(yaml.safe_dump(ALERTS))
+            site = Site(cluster, Path(folder), mails, posts)
+            (site.include / "alerts.yaml").write_text(yaml.safe_dump(ALERTS))
             os.environ |= {
+                **site.environment,
                 "AIRFLOW_CONN_MAIL": mails.connection,
                 "AIRFLOW_CONN_HOOK": f"http://127.0.0.1:{posts.port}",
                 "NO_PROXY": "127.0.0.1",
             }
-            logging.getLogger("mail.log").setLevel(
-                logging.WARNING
-            )  # the mail server's, for each line it gets
+            # The mail server logs every received line.
+            logging.getLogger("mail.log").setLevel(logging.WARNING)
             causes.small_disk(cluster)
-            yield Site(cluster, include, mails, posts)
+            yield site
         finally:
             cluster.down(wipe=True)
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """While the patience that nobody needs here is short."""
-    with ExitStack() as patched:
-        for name, seconds in PATIENCE.items():
+def short_timeouts() -> Iterator[None]:
+    """Shorten the timeouts that this machine does not need, in the context."""
+    with events_at_once(), ExitStack() as patched:
+        for name, seconds in WAIT_SECONDS.items():
             patched.enter_context(patch(name, seconds))
         yield
 
 
 def row(case: Case, site: Site) -> dict[str, Any]:
-    """Play it and describe it."""
+    """Run a case and return its row of the report."""
     began = time.monotonic()
     before = len(site.mails), len(site.posts)
-    task = Task(case.name, dag_id=DAG, run_id=RUN, retries=RETRIES)
+    task = Task(case.name, dag_id=DAG, run_id=RUN, retries=RETRIES, known=True)
     try:
         ended = _play(case, site, task)
-    except Exception as error:  # the other cases are worth seeing, too
+    except Exception as error:  # the other cases run nevertheless
         traceback.print_exc(file=sys.stdout)
-        said, _, _ = f"{type(error).__name__}: {error}".partition("\n")
-        ended = f"could not be played: {said}"
-    told = told_since(site, *before)
+        message, _, _ = f"{type(error).__name__}: {error}".partition("\n")
+        ended = f"could not be run: {message}"
+    received = alerts_since(site, *before)
     diagnoses = [value for key, value in task.pushed if key == "diagnosis"]
-    found = diagnoses[0] if diagnoses else _of_the_alert(told)
+    found = diagnoses[0] if diagnoses else _of_the_alert(received)
     described = {
         "case": case.name,
         "caused": case.caused,
@@ -113,20 +112,20 @@ def row(case: Case, site: Site) -> dict[str, Any]:
         "evidence": found["evidence"],
         "source": found.get("source", ""),
         "node": found.get("node"),
-        "action": found["next"],
+        "action": found["next_action"],
         "ended": ended,
         "attempts": _attempts(task),
         "tries": task.ti.try_number,
         "steps_lost": _lost(case, site, found.get("step")),
-        "alerts": [one.as_dict() for one in told],
+        "alerts": [one.as_dict() for one in received],
         "took_s": round(time.monotonic() - began, 1),
     }
-    described["wrong"] = list(_wrong(case, described, told))
+    described["wrong"] = list(_wrong(case, described, received))
     return described | {"as_expected": not described["wrong"]}
 
 
 def _play(case: Case, site: Site, task: Task) -> str:
-    """How the task ended; nothing of the case is left."""
+    """Run a case, clean up, and return the task's end."""
     try:
         if case.prepare:
             case.prepare(site)
@@ -138,29 +137,37 @@ def _play(case: Case, site: Site, task: Task) -> str:
         site.end_jobs()
 
 
-def _meddling(case: Case, site: Site) -> Callable[[Any], None] | None:
-    return (lambda trigger: case.meddle(site, trigger)) if case.meddle else None  # type: ignore[misc]
+def _meddling(case: Case, site: Site) -> Meddle | None:
+    if not case.meddle:
+        return None
+    # Only with the first job.
+    return lambda number, trigger: case.meddle(site, trigger) if number == 1 else None  # type: ignore[misc]
 
 
 def _attempts(task: Task) -> int:
-    """Jobs that the task had: Ray jobs where it waits for those, whatever clusters they needed."""
+    """Return the number of the task's jobs: Ray jobs if it waits for those, without their clusters."""
     jobs = {
         key: {str(value) for name, value in task.pushed if name == key} for key in ("ray_job", "slurm_job")
     }
     return len(jobs["ray_job"] or jobs["slurm_job"])
 
 
-def _of_the_alert(told: list[Told]) -> dict[str, Any]:
-    """What takes a diagnosis' place where a job hung and went on: the alert that told it."""
-    hang = next((one for one in told if one.occasion == "hang"), None)
+def _of_the_alert(received: list[Alert]) -> dict[str, Any]:
+    """Return the facts of the hang alert in place of a diagnosis, for a job that hung and continued."""
+    hang = next((one for one in received if one.occasion == "hang"), None)
     if hang is None:
-        return {"kind": "nothing", "evidence": "", "next": ""}
+        return {"kind": "nothing", "evidence": "", "next_action": ""}
     facts = hang.facts
-    return {"kind": "hang", "evidence": facts["What"], "node": facts.get("Node"), "next": facts["Next"]}
+    return {
+        "kind": "hang",
+        "evidence": facts["What"],
+        "node": facts.get("Node"),
+        "next_action": facts["Next"],
+    }
 
 
-def _wrong(case: Case, row: dict[str, Any], told: list[Told]) -> Iterator[str]:
-    """What is not as expected, a sentence each."""
+def _wrong(case: Case, row: dict[str, Any], received: list[Alert]) -> Iterator[str]:
+    """Yield a sentence for each difference from the expected result."""
     if row["found"] != case.kind:
         yield f"found {row['found']} instead of {case.kind}"
     if case.evidence not in row["evidence"]:
@@ -169,21 +176,21 @@ def _wrong(case: Case, row: dict[str, Any], told: list[Told]) -> Iterator[str]:
         yield "no node is named"
     action = next((action for text, action in ACTIONS.items() if row["action"].startswith(text)), None)
     if action is not case.action:
-        yield f"what follows is not {case.action.name if case.action else 'left alone'}"
+        yield f"the action is not {case.action.name if case.action else 'to continue'}"
     if row["ended"] != case.ends:
         yield f"the task {row['ended']} instead of {case.ends}"
-    yield from alerts.wrong(case, told)
+    yield from alerts.wrong(case, received)
 
 
 def _lost(case: Case, site: Site, saved: int | None) -> int | None:
-    """Steps that were trained and are trained again, or None for what trains nothing.
+    """Return the number of steps that are trained again; None if the case is no training.
 
-    Between the newest checkpoint and the last step that the first attempt printed.
+    These are the steps between the newest checkpoint and the last step that the first attempt printed.
     """
     if not case.log:
         return None
     log = Path(site.stage(case.name), case.log)
-    if not log.exists():  # it never came so far
+    if not log.exists():  # the job did not start
         return None
     steps = [
         int(line.split(":")[1].split(" ")[0])

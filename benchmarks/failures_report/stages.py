@@ -1,26 +1,22 @@
-"""Cases of the project's own stages: SFT with wrong inputs, uploads with wrong tokens."""
+"""Cases of the project's stages: SFT with wrong inputs, uploads with wrong tokens."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.failures_report.case import DAG, RUN, Case, Site
-from benchmarks.failures_report.causes import CLUSTER_ENV
-from llm_bridge import stages
-from llm_bridge.failures.kinds import Action
-from llm_bridge.hub.operators import HubUploadOperator
-from llm_bridge.plan import make_plan
-from llm_bridge.slurm.job import Resources
-from llm_bridge.slurm.operators import SlurmSubmitOperator
-from tests.alerts.sinks import free_port
+from llm_bridge.diagnosis.classes import Action
+from llm_bridge.operators.hub import HubUploadOperator
+from llm_bridge.operators.slurm import SlurmSubmitOperator
+from llm_bridge.pipeline import stages
+from llm_bridge.pipeline.plan import make_plan
+from llm_bridge.slurm.spec import Resources
+from testing.causes import CLUSTER_ENV
+from testing.hub import HUB_PORT, Hub
 
-ROOT = Path(__file__).resolve().parents[2]
-HUB_PORT = 8090
-READ_ONLY, WRONG = "hf_may_only_read_here", "hf_nobody_knows_this_one"
+READ_ONLY, WRONG = "hf_may_only_read_here", "hf_this_token_is_unknown"
 DATA = """\
 import pyarrow, pyarrow.parquet, sys
 pyarrow.parquet.write_table(pyarrow.table({"n": [*range(64)]}), sys.argv[1])
@@ -31,10 +27,18 @@ folder = sys.argv[1] + "/global_step_5"
 os.makedirs(folder)
 json.dump({"world_size": 16}, open(folder + "/fsdp_config.json", "w"))
 """
+MODEL = """\
+import os, sys
+os.makedirs(sys.argv[1], exist_ok=True)
+header = b'{"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+weights = len(header).to_bytes(8, "little") + header + b"w"
+for name, content in {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": weights}.items():
+    open(f"{sys.argv[1]}/{name}", "wb").write(content)
+"""
 
 
 def sft(site: Site, options: dict[str, Any]) -> SlurmSubmitOperator:
-    """The demo's SFT on one process, before anybody has prepared its data."""
+    """Return the operator of the demo's SFT on one process, without its data."""
     job = stages.sft(make_plan({"recipe": "tiny_cpu", "cluster": site.name}, DAG, RUN))
     own = site.stage(options["task_id"])
     settings = {
@@ -44,12 +48,12 @@ def sft(site: Site, options: dict[str, Any]) -> SlurmSubmitOperator:
         "preflight": None,
     }
     resources = Resources(nodes=1, gpus_per_node=1, cpus_per_task=2, mem="4G")
-    changes = {"directory": own, "settings": settings, "resources": resources, "result": None, "hang": None}
+    changes = {"directory": own, "settings": settings, "resources": resources, "output": None, "hang": None}
     return SlurmSubmitOperator(job=job.model_copy(update=changes), **options)
 
 
 def other_checkpoint(site: Site) -> None:
-    """A checkpoint that 16 processes have written, and data."""
+    """Write data, and a checkpoint of 16 processes."""
     own, python = site.stage("world_size"), f"{CLUSTER_ENV}/bin/python"
     site.run("login", "mkdir", "-p", own, user="svc")
     site.run("login", python, "-c", DATA, f"{own}/train.parquet", user="svc")
@@ -60,23 +64,15 @@ def other_checkpoint(site: Site) -> None:
 
 
 def hub(site: Site) -> None:
-    """A Hub beside the cluster, for all cases, that knows one token, which may read only; and a model."""
-    tokens = site.include.parent / "tokens.json"
-    if tokens.exists():  # a second Hub under the same address would be looked for in vain for a while (ARP)
+    """Start a Hub with one read-only token for all cases, and write a model."""
+    tokens = {READ_ONLY: {"user": "alice", "role": "read", "orgs": []}}
+    if not Hub(site.cluster, site.include.parent / "hub", tokens).start():
         return
-    tokens.write_text(json.dumps({READ_ONLY: {"user": "alice", "role": "read", "orgs": []}}))
-    root = str(site.include.parent / "hub")
-    argv = [sys.executable, "-m", "local_hub", "--root", root, "--tokens", str(tokens)]
-    argv += ["--host", "0.0.0.0", "--port", str(HUB_PORT)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    site.cluster.start_service("hub", listen_port=free_port(), port=HUB_PORT, argv=argv, env=environment)
-    files = "for name in config.json tokenizer.json model.safetensors; do echo {} > $name; done"
-    folder = f"{site.workspace}/model"
-    site.run("login", "sh", "-c", f"mkdir -p {folder} && cd {folder} && {files}", user="svc")
+    site.run("login", f"{CLUSTER_ENV}/bin/python", "-c", MODEL, f"{site.workspace}/model", user="svc")
 
 
 def upload(site: Site, options: dict[str, Any], token: str, cluster: str = "") -> HubUploadOperator:
-    """Upload it as the DAGs do: a job on the cluster, the token in an Airflow connection."""
+    """Return the operator of an upload as in the DAGs: a job on the cluster, the token in an Airflow connection."""
     os.environ["AIRFLOW_CONN_HUB"] = json.dumps({"conn_type": "generic", "password": token})
     return HubUploadOperator(
         cluster=cluster or site.name,
@@ -87,21 +83,21 @@ def upload(site: Site, options: dict[str, Any], token: str, cluster: str = "") -
     )
 
 
-def upload_to_nobody(site: Site, options: dict[str, Any]) -> HubUploadOperator:
-    """The same to a port at which nobody listens."""
+def upload_without_hub(site: Site, options: dict[str, Any]) -> HubUploadOperator:
+    """Return the operator of an upload to a port without a listener."""
     name = site.variant("no_hub", variables={"HF_ENDPOINT": f"http://hub:{HUB_PORT + 1}"})
     return upload(site, options, READ_ONLY, cluster=name)
 
 
 CASES: tuple[Case, ...] = (
-    Case("sft_data", "SFT whose training data nobody has prepared", "missing_path", Action.STOP,
+    Case("sft_data", "SFT without its training data", "missing_path", Action.STOP,
          "sft_data/train.parquet", sft),
-    Case("world_size", "SFT finds the checkpoint of 16 processes and has one", "checkpoint_incompatible", Action.STOP,
+    Case("world_size", "SFT on one process finds a checkpoint of 16", "checkpoint_incompatible", Action.STOP,
          "was written by 16 processes", sft, prepare=other_checkpoint),
-    Case("hub_token", "an upload with a token that the Hub does not know", "token_refused", Action.STOP,
+    Case("hub_token", "an upload with an unknown token", "token_refused", Action.STOP,
          "refused the token (401)", lambda site, options: upload(site, options, WRONG), prepare=hub),
-    Case("hub_read_only", "an upload with a token that may only read", "token_refused", Action.STOP,
+    Case("hub_read_only", "an upload with a read-only token", "token_refused", Action.STOP,
          "is read-only", lambda site, options: upload(site, options, READ_ONLY), prepare=hub),
-    Case("hub_away", "an upload to a Hub that does not listen", "hub_away", Action.LATER, "cannot reach the Hub",
-         upload_to_nobody, prepare=hub),
+    Case("hub_unavailable", "an upload to a Hub that does not listen", "hub_unavailable", Action.LATER,
+         "cannot reach the Hub", upload_without_hub, prepare=hub),
 )  # fmt: skip

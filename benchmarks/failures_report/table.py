@@ -1,4 +1,4 @@
-"""The report as people read it."""
+"""Table of the report for the terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WIDTH, LONGEST = 200, 240
-# Column -> its share of the width; None for as much as it takes.
+WIDTH, MAX_CHARACTERS = 200, 240
+# Column -> its share of the width; None for the width of its content.
 COLUMNS: dict[str, int | None] = {
     "case": None,
     "how": 6,
@@ -23,14 +23,14 @@ COLUMNS: dict[str, int | None] = {
 
 
 def progress(row: dict[str, Any]) -> str:
-    """One line when a case is done."""
+    """Return the line that is printed when a case is done."""
     mark = "as expected" if row["as_expected"] else f"NOT AS EXPECTED: {'; '.join(row['wrong'])}"
     return f"failures-report: {row['case']:<16} {row['took_s']:5.1f} s  {mark}"
 
 
 def show(found: dict[str, Any], screen: TextIO) -> None:
     """Print the table."""
-    table = Table(title="Failures, what was found and what was done", show_lines=True, expand=True)
+    table = Table(title="Failures, diagnoses and actions", show_lines=True, expand=True)
     for column, ratio in COLUMNS.items():
         table.add_column(column, overflow="fold", ratio=ratio, no_wrap=column == "case")
     for row in found["rows"]:
@@ -51,8 +51,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["case"],
         row["how"] if row["caused"] == "real" else f"{row['how']} (a log)",
         f"{row['found']}{expected}",
-        f"{row['evidence'][:LONGEST]}{node}",
-        f"{row['action']}; the task {row['ended']}"[:LONGEST],
+        f"{row['evidence'][:MAX_CHARACTERS]}{node}",
+        f"{row['action']}; the task {row['ended']}"[:MAX_CHARACTERS],
         tried,
         "\n".join(_subject(one["subject"], row["case"]) for one in row["alerts"]) or "none",
         "yes" if row["as_expected"] else f"NO: {'; '.join(row['wrong'])}",
@@ -60,7 +60,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _subject(subject: str, case: str) -> str:
-    """Without what every row's begins with."""
+    """Return a subject without its common prefix."""
     return f"✉ {subject.removeprefix(f'[llm-bridge] failures: {case}').lstrip(': ')}"
 
 

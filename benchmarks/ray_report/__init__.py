@@ -1,1 +1,1 @@
-"""Measures what llm-bridge's Ray clusters do on a local Slurm cluster (`make ray-report`)."""
+"""Measurements of llm-bridge's Ray clusters on a local Slurm cluster (`make ray-report`)."""

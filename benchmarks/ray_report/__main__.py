@@ -1,6 +1,6 @@
-"""`make ray-report`: run every section, write build/ray/report.json, print a table.
+"""Run `make ray-report`: run every section, write build/ray/report.json, print a table.
 
-python -m benchmarks.ray_report [SECTION...]     only these sections; the others keep what the report says of them
+python -m benchmarks.ray_report [SECTION...]     only these sections; the report keeps the others' results
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.ray_report import allocation, bring_up, faults, idle, orphans, s
 from benchmarks.ray_report.support import Section, site
 
 REPORT = Path("build/ray/report.json")
-# One more theme is one more file that has a SECTION.
+# A module with a SECTION each.
 SECTIONS: tuple[Section, ...] = (
     bring_up.SECTION,
     faults.SECTION,
@@ -34,10 +34,10 @@ SECTIONS: tuple[Section, ...] = (
 
 
 def main(names: list[str]) -> int:
-    """Run the sections; 1 if any of them did not see what it should."""
+    """Run the sections; return 1 if a result is not as expected, 2 for an unknown section."""
     known = [section.name for section in SECTIONS]
     if unknown := [name for name in names if name not in known]:
-        print(f"no section {' '.join(unknown)}: choose from {' '.join(known)}", file=sys.stderr)
+        print(f"unknown sections {' '.join(unknown)}: choose from {' '.join(known)}", file=sys.stderr)
         return 2
     report: dict[str, Any] = json.loads(REPORT.read_text()) if names and REPORT.exists() else {}
     with site() as cluster:
@@ -60,9 +60,9 @@ def main(names: list[str]) -> int:
 
 
 def show(report: dict[str, Any]) -> int:
-    """Print what the report says; 1 if anything in it is not as it should be."""
+    """Print the report; return 1 if a result is not as expected."""
     table = Table(title=f"Ray on Slurm, {report['machine']['cpus']} CPUs for all nodes", show_lines=False)
-    for column in ("", "what", "found", "as wanted"):
+    for column in ("", "measurement", "result", "as expected"):
         table.add_column(column, overflow="fold")
     wrong = 0
     for section in SECTIONS:
@@ -72,7 +72,7 @@ def show(report: dict[str, Any]) -> int:
             table.add_row(section.title if number == 0 else "", row.what, escape(row.found), mark)
         table.add_section()
     Console(width=150).print(table)
-    print(f"all of it: {REPORT}")
+    print(f"report: {REPORT}")
     return 1 if wrong else 0
 
 

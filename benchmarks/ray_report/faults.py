@@ -1,4 +1,4 @@
-"""Seconds until a fault is named, and what is said of it."""
+"""Seconds until the reason of a fault is written, and its text."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.ray_report.support import Row, Section, exists, ray, seconds_until
-from local_cluster import LocalCluster
-from tests.ray_cluster.ray_job import RayJob
+from testing.local_cluster import LocalCluster
+from testing.ray_job import RayJob
 
 LIMIT = 120.0
-# Ray's own patience with a node that is silent is 5 looks; on this cluster Slurm's is 10 s (300 s by default), and
-# would be shorter.
+# Ray's default is 5 failed checks of a node; Slurm's timeout on this cluster is 10 s (default 300 s), and would be
+# shorter.
 VARIABLES = {"RAY_health_check_failure_threshold": "3"}
 
 
 class Fault(NamedTuple):
-    """What is done to a Ray cluster whose head is on n1, and the node that has to be named."""
+    """Fault of a Ray cluster whose head is on n1, and the node that the reason must name."""
 
     title: str
     node: str
@@ -46,7 +46,7 @@ FAULTS = {
 
 
 def run(cluster: LocalCluster) -> dict[str, Any]:
-    """Each fault on a Ray cluster of its own."""
+    """Inject each fault into a separate Ray cluster."""
     return {name: _once(cluster, name, fault) for name, fault in FAULTS.items()}
 
 
@@ -60,12 +60,12 @@ def _once(cluster: LocalCluster, name: str, fault: Fault) -> dict[str, Any]:
             over = seconds_until(exists(job, "outcome.json"), LIMIT)
         finally:
             fault.undo(cluster)
-    told = {"reason": reason["reason"], "nodes": reason["nodes"], "wanted_node": fault.node}
-    return {"named_s": named, "job_over_after_that_s": over, **told}
+    facts = {"reason": reason["reason"], "nodes": reason["nodes"], "wanted_node": fault.node}
+    return {"named_s": named, "job_over_after_that_s": over, **facts}
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
-    """A row a fault."""
+    """Return a row per fault."""
     shown = []
     for name, fault in FAULTS.items():
         one = found[name]

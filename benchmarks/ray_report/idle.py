@@ -1,17 +1,17 @@
-"""A forgotten cluster ends itself."""
+"""End of an idle cluster."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks.ray_report.support import Row, Section, exists, ray, seconds_until
-from local_cluster import LocalCluster
+from testing.local_cluster import LocalCluster
 
 IDLE_MINUTES = 0.2
 
 
 def run(cluster: LocalCluster) -> dict[str, Any]:
-    """Nothing is ever submitted to it."""
+    """Start a cluster, submit nothing to it, and wait for its end."""
     with ray(cluster, "idle", ["n1"], idle_minutes=IDLE_MINUTES) as job:
         job.wait_ready()
         named = seconds_until(exists(job, "reason.json"), 120)
@@ -26,7 +26,7 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
-    """One row."""
+    """Return the row."""
     text = (
         f"{found['ended_s_after_that']} s after {found['idle_minutes'] * 60:.0f} s without a job,"
         f" exit code {found['exit_code']}, reason {found['reason']!r}"

@@ -1,19 +1,21 @@
-"""A job whose run is over: the first sweep notes it, the second cancels it.
+"""Sweeps of an orphaned job: the first logs it, the second cancels it.
 
-Slurm, the login node and the operator are real. What Airflow says of the run is given here.
+Slurm, the login node and the operator are real; the state of the run in Airflow is simulated.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ray_report.support import Row, Section, seconds_until
-from benchmarks.stand_in import Task, describe_site
-from local_cluster import LocalCluster
+from testing.local_cluster import LocalCluster
+from testing.site import Site
+from testing.task_context import Task
 
 SITE = "rayreport"
 KEY = "llmb-report-orphan-1"
@@ -22,9 +24,9 @@ KEY = "llmb-report-orphan-1"
 def run(cluster: LocalCluster) -> dict[str, Any]:
     """Submit a job as an operator does, then sweep twice."""
     with tempfile.TemporaryDirectory() as folder:
-        describe_site(cluster, Path(folder))
-        # Not before: importing Airflow reads where its home is.
-        from llm_bridge.orphans import ReapOrphansOperator
+        os.environ |= Site(cluster, Path(folder), hub={}).environment
+        # Not before: the import of Airflow reads AIRFLOW_HOME.
+        from llm_bridge.operators.orphans import ReapOrphansOperator
 
         job_id = asyncio.run(_submit(f"{cluster.workspace}/report-orphan"))
         task = Task("reap", dag_id="report", run_id="sweep")
@@ -36,7 +38,7 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
             mine = [what for what, ids in done.items() if job_id in ids]
             sweeps.append(
                 {
-                    "said": mine,
+                    "result": mine,
                     "took_s": round(time.monotonic() - began, 1),
                     "queued": _queued(cluster, job_id),
                 }
@@ -46,17 +48,19 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
 
 
 async def _submit(stage: str) -> str:
-    from llm_bridge.config.load import load_cluster
+    from llm_bridge.config.loader import load_cluster
+    from llm_bridge.remote.transport import connect
     from llm_bridge.slurm.client import SlurmClient
-    from llm_bridge.slurm.job import SlurmJob
-    from llm_bridge.transport import connect
+    from llm_bridge.slurm.spec import SlurmJob
 
     job = SlurmJob(cluster=SITE, script="#!/bin/bash\nsleep 600\n", directory=stage)
     owner = {"dag_id": "report", "run_id": "over", "task_id": "t", "map_index": -1}
     site = load_cluster(SITE)
     async with connect(site) as transport:
-        answer = await SlurmClient(site, transport).submit(job, f"{stage}/attempt-1", KEY, owner, {})
-    return str(answer["job_id"])
+        answer = await SlurmClient(site, transport).submit(
+            job.resolve(site), f"{stage}/attempt-1", KEY, owner, {}
+        )
+    return answer.job_id
 
 
 def _queued(cluster: LocalCluster, job_id: str) -> bool:
@@ -64,14 +68,16 @@ def _queued(cluster: LocalCluster, job_id: str) -> bool:
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
-    """A row a sweep."""
+    """Return a row per sweep."""
     first, second = found["sweeps"]
     gone = found["gone_after_the_second_s"]
     return [
         Row(
-            "first sweep", f"{first['said']}, job still there: {first['queued']}", first["said"] == ["noted"]
+            "first sweep",
+            f"{first['result']}, job still in the queue: {first['queued']}",
+            first["result"] == ["seen"],
         ),
-        Row("second sweep", f"{second['said']}, gone after {gone} s", second["said"] == ["cancelled"]),
+        Row("second sweep", f"{second['result']}, ended after {gone} s", second["result"] == ["cancelled"]),
     ]
 
 

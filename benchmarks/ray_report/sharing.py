@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.ray_report.support import Row, Section, ray
-from local_cluster import LocalCluster
+from testing.local_cluster import LocalCluster
 
 NODES = ["n1", "n2"]
 
 
 def run(cluster: LocalCluster) -> dict[str, Any]:
-    """Both are submitted before either is up."""
+    """Submit both before one of them is up."""
     with (
         ray(cluster, "one", NODES, gpus_per_node=4) as one,
         ray(cluster, "two", NODES, gpus_per_node=4) as two,
@@ -32,7 +32,7 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
-    """Ready, apart, and closed to each other."""
+    """Return the rows: both ready, on separate ports, and each refusing the other's token."""
     apart = all(a != b for a, b in zip(*found["port_blocks"], strict=True))
     ready = " and ".join(f"{seconds} s" for seconds in found["ready_s"])
     return [

@@ -1,4 +1,4 @@
-"""What the sections share: the local cluster, Ray clusters on it, and how a section is described."""
+"""Common parts of the sections: the local cluster, Ray clusters on it, and the type of a section."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from local_cluster import LocalCluster
-from tests.ray_cluster.ray_job import RayJob
+from testing.local_cluster import LocalCluster
+from testing.ray_job import RayJob
 
 NODES = 8
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `good`: whether it is as wanted; None where nothing is promised."""
+    """Row of the table; `good` is whether the result is as expected, None if there is no expectation."""
 
     what: str
     found: str
@@ -26,13 +26,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """One theme of the report.
+    """Section of the report.
 
-    Args:
-        name: key in report.json.
-        title: in the table.
-        run: does it on the cluster; gives what goes into report.json.
-        rows: what of that is shown.
+    Attributes:
+        name: Key in report.json.
+        title: Title in the table.
+        run: Measures on the cluster and returns the section of report.json.
+        rows: Returns the rows of the table for that.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Section:
 
 @contextmanager
 def site() -> Iterator[LocalCluster]:
-    """A Slurm cluster of its own, gone afterwards."""
+    """Run a separate Slurm cluster in the context."""
     cluster = LocalCluster("rayreport", ssh_port=22922, nodes=NODES, accounting=False)
     cluster.down(wipe=True)
     try:
@@ -55,7 +55,7 @@ def site() -> Iterator[LocalCluster]:
 
 @contextmanager
 def ray(cluster: LocalCluster, name: str, nodes: list[str], **settings: Any) -> Iterator[RayJob]:
-    """A Ray cluster that has been submitted; cancelled at the end."""
+    """Submit a Ray cluster for the context, and cancel it at the end."""
     cluster.wait_for_nodes(nodes, timeout=120)
     job = RayJob(cluster, f"report-{name}", nodes, **settings).submit()
     try:
@@ -65,7 +65,7 @@ def ray(cluster: LocalCluster, name: str, nodes: list[str], **settings: Any) -> 
 
 
 def seconds_until(seen: Callable[[], Any], limit: float) -> float | None:
-    """How long it takes until `seen` gives something true; None after `limit` seconds."""
+    """Return the seconds until `seen` returns a true value; None after `limit` seconds."""
     began = time.monotonic()
     while time.monotonic() - began < limit:
         if seen():
@@ -75,6 +75,6 @@ def seconds_until(seen: Callable[[], Any], limit: float) -> float | None:
 
 
 def exists(job: RayJob, name: str) -> Callable[[], bool]:
-    """Whether a file is there in the attempt's directory."""
+    """Return a function that checks whether a file in the attempt's directory exists."""
     path: Path = job.directory / name
     return path.exists

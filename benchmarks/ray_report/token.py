@@ -1,17 +1,17 @@
-"""What the dashboard answers to who has no token, or a wrong one."""
+"""Responses of the dashboard to requests with no token, a wrong one, and the right one."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks.ray_report.support import Row, Section, ray
-from local_cluster import LocalCluster
+from testing.local_cluster import LocalCluster
 
 WANTED = {"no token": 401, "wrong token": 403, "right token": 200}
 
 
 def run(cluster: LocalCluster) -> dict[str, Any]:
-    """Requests from the login node."""
+    """Send requests from the login node and return their statuses."""
     with ray(cluster, "token", ["n1"]) as job:
         job.wait_ready()
         tokens = {"no token": None, "wrong token": "0" * 64, "right token": job.token()}
@@ -22,7 +22,7 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
-    """A row a token."""
+    """Return a row per token."""
     status = found["status"]
     shown = [Row(name, f"HTTP {status[name]}", status[name] == wanted) for name, wanted in WANTED.items()]
     submit = found["submit_without_token"]

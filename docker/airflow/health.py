@@ -1,8 +1,8 @@
-"""Is the component in this container well? Exit code 0 if it is; for Docker, every half minute.
+"""Health check of the component in this container, run by Docker every 30 s: exit code 0 if it is healthy.
 
     health.py api-server | scheduler | triggerer | dag-processor | worker
 
-Asks what `airflow jobs check` and `celery inspect ping` ask, without importing Airflow: that takes 4 s of a core.
+Checks the same as `airflow jobs check` and `celery inspect ping` without importing Airflow, which takes 4 s of a core.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-# As Airflow's own thresholds: a heartbeat comes every 5 s, and a busy machine may be late.
+# Maximum age of a heartbeat, similar to Airflow's thresholds. They are written every 5 s, later on a busy machine.
 SECONDS = 60
 JOB_TYPES = {"scheduler": "SchedulerJob", "triggerer": "TriggererJob", "dag-processor": "DagProcessorJob"}
 HERE = Path(__file__).parent
@@ -23,19 +23,19 @@ BROKER = ["redis", "", "redis_password", "redis:6379/0"]
 
 
 def secret_url(arguments: list[str]) -> str:
-    """As `url` prints it."""
+    """Return the output of `url`."""
     return subprocess.run([HERE / "url", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def api_server() -> str | None:
-    """What is wrong with the API server."""
+    """Return the API server's problem; None if it is healthy."""
     with urllib.request.urlopen("http://localhost:8080/api/v2/monitor/health", timeout=8) as answer:
         state = json.load(answer)["metadatabase"]["status"]
     return None if state == "healthy" else f"database {state}"
 
 
 def heartbeat(job_type: str) -> str | None:
-    """What is wrong with a component that writes heartbeats into the table `job`."""
+    """Return the problem of a component that writes heartbeats into the table `job`; None if it is healthy."""
     import psycopg
 
     with psycopg.connect(secret_url(DATABASE), connect_timeout=8) as connection:
@@ -50,7 +50,7 @@ def heartbeat(job_type: str) -> str | None:
 
 
 def worker() -> str | None:
-    """What is wrong with the Celery worker."""
+    """Return the Celery worker's problem; None if it is healthy."""
     from celery import Celery
 
     name = f"celery@{socket.gethostname()}"
@@ -59,7 +59,7 @@ def worker() -> str | None:
 
 
 def main() -> int:
-    """Print what is wrong; returns the exit code."""
+    """Print the component's problem, if any, and return the exit code."""
     component = sys.argv[1]
     try:
         if component == "api-server":

@@ -1,4 +1,4 @@
-"""Make this container a host of the demo's cluster: configuration, accounts, keys. Root only; may be run again.
+"""Make this container a host of the demo's cluster: configuration, accounts, keys. Needs root; can be repeated.
 
     prepare.py controller | login | node
 
@@ -13,34 +13,34 @@ import shutil
 import sys
 from pathlib import Path
 
-from local_cluster import accounts
-from local_cluster.render import NO_NAME_SERVER, PACKAGE, own_munge_key, render_slurm
-from local_cluster.settings import Settings
+from testing.local_cluster import accounts
+from testing.local_cluster.render import NO_NAME_SERVER, PACKAGE, own_munge_key, render_slurm
+from testing.local_cluster.settings import Settings
 
 SECRETS = Path("/run/secrets")
 
 
 def settings() -> Settings:
-    """The cluster, with the paths and names that it has on a machine without containers."""
+    """Return the cluster's settings, with the same paths and names as without containers."""
     return Settings(nodes=int(os.environ["NODES"]), gpus_per_node=int(os.environ["GPUS"]))
 
 
 def names() -> None:
-    """Names are those of /etc/hosts, as on hosts without containers, and mean addresses of the cluster's network.
+    """Restrict name resolution to /etc/hosts, as without containers, and to addresses of the cluster's network.
 
-    Docker's name server has nobody to ask on a network without a way out: each name that it does not know would take
-    it 10 s and more. And the login node has an address outside, which Slurm could not resolve.
+    Docker's name server has no upstream server on an internal network: each unknown name takes it 10 s or more. And the
+    login node has a second address outside of the cluster's network, which Slurm could not resolve.
     """
     file = Path("/etc/hosts")
     ours = (f"{os.environ['CLUSTER_NET']}.", "127.", "::1")
     lines = [line for line in file.read_text().splitlines() if line.startswith(ours)]
-    # In place: both are mounted by Docker.
+    # Written in place: Docker mounts both files.
     file.write_text("\n".join(dict.fromkeys(lines)) + "\n")
     Path("/etc/resolv.conf").write_text(NO_NAME_SERVER)
 
 
 def slurm(cluster: Settings) -> None:
-    """Configuration, the key that all hosts share, and slurmctld's and slurmd's own folders."""
+    """Write the configuration and the key that all hosts share, and create the directories of slurmctld and slurmd."""
     render_slurm(cluster, Path("/etc/slurm"))
     shutil.chown("/etc/slurm/slurmdbd.conf", "slurm", "slurm")
     key = Path("/etc/munge/munge.key")
@@ -59,14 +59,14 @@ def slurm(cluster: Settings) -> None:
 
 
 def shared_folder(cluster: Settings) -> None:
-    """Accounts, their homes and the workspace on the volume that all hosts share."""
+    """Create accounts, their homes and the workspace on the volume that all hosts share."""
     accounts.write_account_files(Path("/etc"), cluster.shared_dir)
     cluster.workspace.mkdir(exist_ok=True)
     os.chown(cluster.workspace, accounts.USERS["svc"], accounts.USERS["svc"])
 
 
 def sshd() -> None:
-    """The login node's own key, and the one that Airflow comes with."""
+    """Install the login node's host key, and the public key that Airflow logs in with."""
     etc = Path("/etc/ssh")
     keys = etc / "authorized_keys"
     keys.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def sshd() -> None:
 
 
 def main() -> None:
-    """All that the role needs."""
+    """Prepare the host for its role."""
     cluster = settings()
     names()
     slurm(cluster)

@@ -1,7 +1,7 @@
-"""The demo's mailbox: takes every mail on port 8026 and shows them on port 8025, newest first. Nothing leaves it.
+"""Mailbox of the demo: accepts every mail on port 8026, shows all on port 8025, newest first, and forwards none.
 
-sink.py             serve; mails are kept as files in /var/lib/llm-bridge/mail
-sink.py healthy     does it answer?
+sink.py             serve; mails are stored as files in /var/lib/llm-bridge/mail
+sink.py healthy     exit code 0 if the web page answers
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ small {{ color: #666 }}
 
 
 class Keeper:
-    """What aiosmtpd hands each mail to."""
+    """Handler of aiosmtpd."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        """Keep it."""
+        """Store the mail and return the reply to the client."""
         name = f"{time.time_ns()}.eml"
         (FOLDER / f"{name}.part").write_bytes(envelope.original_content)
         (FOLDER / f"{name}.part").rename(FOLDER / name)
@@ -46,13 +46,13 @@ class Keeper:
 
 
 def shown(file: Path) -> str:
-    """One mail as HTML; of its own HTML only the words: a mailbox must not run what others have written."""
+    """Return a mail as HTML, with the text of its own HTML only: the page must not run scripts of a mail."""
     parser = email.parser.BytesParser(policy=email.policy.default)
     message = parser.parsebytes(file.read_bytes())
     body = message.get_body(("plain", "html"))
     text = body.get_content() if body else ""
     if body and body.get_content_type() == "text/html":
-        text = re.sub(r"</t[dh]>", " ", text)  # else the cells of a row would become one word
+        text = re.sub(r"</t[dh]>", " ", text)  # separates the cells of a row
         text = html.unescape(re.sub(r"<[^>]*>", "", text))
     head = f"from {message['from']} to {message['to']}, {message['date']}"
     return (
@@ -62,10 +62,10 @@ def shown(file: Path) -> str:
 
 
 class Web(BaseHTTPRequestHandler):
-    """The page."""
+    """Web page with the mails."""
 
     def do_GET(self) -> None:
-        """All mails, newest first."""
+        """Send the page: the newest mails first."""
         files = sorted(FOLDER.glob("*.eml"), reverse=True)[:SHOWN]
         page = PAGE.format(mails="".join(map(shown, files)) or "<p>No mail yet.</p>").encode()
         self.send_response(200)
@@ -75,11 +75,11 @@ class Web(BaseHTTPRequestHandler):
         self.wfile.write(page)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Not each look at the page is worth a line."""
+        """Log no requests."""
 
 
 def main() -> int:
-    """Serve, or look."""
+    """Serve, or run the health check; return the exit code."""
     if sys.argv[1:] == ["healthy"]:
         with urllib.request.urlopen(f"http://localhost:{WEB_PORT}/", timeout=5) as answer:
             return 0 if answer.status == 200 else 1

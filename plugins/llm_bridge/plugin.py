@@ -1,14 +1,14 @@
-"""What llm-bridge adds to Airflow itself."""
+"""Airflow plugin of llm-bridge."""
 
 from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
-from llm_bridge.ray.dashboard import RayDashboardLink
+from llm_bridge.operators.links import RayDashboardLink, WandbLink
 
 
 class LlmBridgePlugin(AirflowPlugin):
-    """Makes llm-bridge visible under Admin > Plugins, and its buttons known to the API server."""
+    """Plugin that shows llm-bridge under Admin > Plugins and registers its buttons with the API server."""
 
     name = "llm_bridge"
-    operator_extra_links = [RayDashboardLink()]
+    operator_extra_links = [RayDashboardLink(), WandbLink()]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from demo.airflow import LocalAirflow
+from testing.airflow import START_TIMEOUT_SECONDS, LocalAirflow
 
 
 class FragileAirflow(LocalAirflow):
@@ -18,7 +18,7 @@ class FragileAirflow(LocalAirflow):
 
     parts: dict[str, subprocess.Popen[bytes]]
 
-    def start(self, timeout: float = 180) -> bool:
+    def start(self, timeout: float = START_TIMEOUT_SECONDS) -> bool:
         """As there; may be called again after :meth:`crash`."""
         started = super().start(timeout)
         if started:
@@ -38,7 +38,7 @@ class FragileAirflow(LocalAirflow):
                 kill(pid)
 
     def freeze(self, part: str) -> Callable[[], None]:
-        """Stop a component and its children; returns what lets them go on."""
+        """Stop a component and its children; return a function that resumes them."""
         pids = [
             self.parts[part].pid,
             *(pid for pid in self.processes() if parent(pid) == self.parts[part].pid),

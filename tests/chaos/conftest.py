@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.stack import Stack
+from tests.chaos.stack import ChaosStack
 
-# CHAOS_SHORT=1 leaves the long ones out: so `make test` runs them.
+# CHAOS_SHORT=1 leaves the long ones out, those of more than two minutes: so `make test` runs them.
 SHORT = os.environ.get("CHAOS_SHORT") == "1"
 
 
@@ -21,8 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("chaos"))
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosStack]:
+    stack = ChaosStack(tmp_path_factory.mktemp("chaos"))
     try:
         stack.start()
         yield stack

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.chaos.airflow import kill, parent, title
-from tests.chaos.stack import Stack
+from tests.chaos.stack import ChaosStack
 
 # Kind -> how often it is chosen, relative to the others.
 WEIGHTS = {
@@ -38,13 +38,20 @@ class Faults:
     :param seed: of the choice of kinds, victims and times. What they meet depends on the machine all the same.
     """
 
-    def __init__(self, stack: Stack, seed: int) -> None:
+    def __init__(self, stack: ChaosStack, seed: int) -> None:
         self.stack = stack
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.failed: list[str] = []
+        # What broke when, in epoch seconds.
+        self.times: list[tuple[float, str]] = []
         # One pair of hands for Airflow, one for the cluster: two kinds at a time.
         self._hands = {"airflow": threading.Lock(), "cluster": threading.Lock()}
+
+    @property
+    def stalls(self) -> list[float]:
+        """When triggerers were stopped."""
+        return [at for at, kind in self.times if kind == "triggerer stalls"]
 
     def inject(self, number: int) -> None:
         """Break ``number`` things, and see that all are mended."""
@@ -66,10 +73,11 @@ class Faults:
             try:
                 with getattr(self, "_" + kind.replace(" ", "_"))(random.Random(choice)) as seconds:
                     self.counts[kind] += 1
+                    self.times.append((round(time.time(), 1), kind))
                     time.sleep(seconds)
                 if not ours:
                     self.stack.resume_nodes()
-            except Exception as error:  # told in the report: it would make the run say less than it seems to
+            except Exception as error:  # reported: without the fault the run proves less
                 self.failed.append(f"{kind}: {error!r}")
 
     # ---- Airflow
@@ -102,7 +110,7 @@ class Faults:
 
     @contextlib.contextmanager
     def _triggerer_stalls(self, chance: random.Random) -> Iterator[float]:
-        # Longer than its heartbeat may be away: what it watches goes to the other one.
+        # Longer than its heartbeat's timeout: the other triggerer takes over its triggers.
         go_on = self.stack.airflow.freeze(chance.choice(["triggerer", "second"]))
         yield chance.uniform(18, 28)
         go_on()

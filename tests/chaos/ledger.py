@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from local_cluster import LocalCluster
+from testing.local_cluster import LocalCluster
 
 RAN_AGAIN = "ends at once: it was done before"
 
@@ -25,7 +25,7 @@ class Job:
 
     job_id: str
     key: str
-    # restart count -> what its lives said: (word, time)
+    # restart count -> lines of that life: (event, time)
     lives: dict[int, list[tuple[str, float]]] = field(default_factory=lambda: defaultdict(list))
     state: str = ""
     started: str = ""
@@ -55,7 +55,7 @@ class Jobs:
         return self._jobs.setdefault((job_id, key), Job(job_id, key))
 
     def get(self, attempt: Attempt) -> Job | None:
-        """The job of a submission; None if nobody knows it."""
+        """Return the job of a submission; None if it is unknown."""
         return self._jobs.get((attempt.job_id, attempt.owner["key"]))
 
     def __getitem__(self, job_id: str) -> Job:
@@ -79,7 +79,7 @@ class Row:
 
 @dataclass
 class Attempt:
-    """One submission, as its directory on the cluster tells."""
+    """One submission, read from its directory on the cluster."""
 
     folder: Path
     owner: dict[str, str]
@@ -157,6 +157,29 @@ class Ledger:
         keys = {a.owner["key"] for a in self.attempts(run) if a.number == number}
         return [job.job_id for job in self.jobs() if job.key in keys]
 
+    def story(self, run: str, tries: int) -> str:
+        """Describe a run, for a test that expected something else.
+
+        It has whether two of its jobs ran at once, when each of them ran, and the task's log without the jobs' output.
+        """
+        jobs, attempts, lives, doubled = self.jobs(), self.attempts(run), [], False
+        for attempt in attempts:
+            for job in (job for job in jobs if job.key == attempt.owner["key"]):
+                said = sorted((at, word) for life in job.lives.values() for word, at in life)
+                doubled |= bool(lives) and said[0][0] < lives[-1][1]
+                until = max(said[-1][0], attempt.alive_until if job.job_id == attempt.job_id else 0.0)
+                lives.append((f"{attempt.folder.name}: Slurm job {job.job_id}: {said}", until))
+        word = (
+            "DOUBLED: two jobs ran at once"
+            if doubled
+            else "one job after the other"
+            if lives[1:]
+            else "one job"
+        )
+        head = f"{run}: {len(attempts)} attempts in {tries} tries; {word}"
+        log = [f"try {row.attempt}, {row.time}: {row.text[:300]}" for row in self.rows(run) if not row.part]
+        return "\n".join([head, *(text for text, _ in lives), *log])
+
     def rows(self, run: str, dag: str = "*", task: str = "job") -> list[Row]:
         """All lines of a task's logs, in order of time."""
         found = []
@@ -189,7 +212,7 @@ class Ledger:
             lacking = [
                 line
                 for end, line in attempt.output.items()
-                # A job that Slurm runs again although it was done says only this, and nobody may follow it any more.
+                # A job that Slurm requeues although it was done prints only this, and may have no follower any more.
                 if end <= last and end not in ends and not line.endswith(RAN_AGAIN)
             ]
             wrong = [row for row in rows if attempt.output.get(row.end) != row.text]

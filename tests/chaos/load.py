@@ -1,4 +1,4 @@
-"""Users who keep starting runs, and now and then end or clear one, whatever else goes on."""
+"""Simulated users that keep triggering runs, and sometimes end or clear one, independent of faults."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from demo.airflow_api import ENDED, ApiError
-from tests.chaos.stack import Stack
+from testing.airflow_api import ENDED, ApiError
+from tests.chaos.stack import ChaosStack
 
-AT_ONCE = 6
+MAX_OPEN_RUNS = 6
 # What a user does to a run -> how often; None: nothing.
 ACTIONS = {None: 70, "task failed": 6, "task success": 6, "task skipped": 3, "run failed": 6, "cleared": 9}
 
@@ -46,7 +46,7 @@ class Run:
 class Load:
     """:param seed: of what jobs do and what users want."""
 
-    def __init__(self, stack: Stack, seed: int) -> None:
+    def __init__(self, stack: ChaosStack, seed: int) -> None:
         self.stack = stack
         self.random = random.Random(seed)
         self.runs: list[Run] = []
@@ -55,7 +55,7 @@ class Load:
         """Start runs until ``over``, then wait for their ends, at most ``drain`` seconds."""
         while not over.is_set():
             open_runs = self._look()
-            if len(open_runs) < AT_ONCE:
+            if len(open_runs) < MAX_OPEN_RUNS:
                 self._start()
             time.sleep(0.5)
         deadline = time.monotonic() + drain
@@ -76,7 +76,7 @@ class Load:
         delay, blind = chance.uniform(0, 10), chance.random() < 0.4
         run = Run(dag, f"run-{len(self.runs)}", conf, action, delay, blind)
         try:
-            self.stack.run(dag, run.name, **conf)
+            self.stack.trigger(dag, run.name, **conf)
         except ApiError:
             # Whether Airflow has taken it is not known: it counts if it has.
             if not self._exists(run):
@@ -118,9 +118,9 @@ class Load:
             if run.action == "run failed":
                 self.stack.api.fail(run.dag, run.name)
             elif run.action == "cleared":
-                self.stack.clear(run.dag, run.name)
+                self.stack.clear(run.dag, run.name, "job")
             else:
-                self.stack.mark(run.dag, run.name, str(run.action).split()[1])
+                self.stack.mark(run.dag, run.name, str(run.action).split()[1], "job")
         except ApiError as error:
             # Refused (the task has no such state now): tried again. No answer: it may have been done.
             run.acted = run.acted or "no answer" in str(error)

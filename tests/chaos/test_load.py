@@ -8,17 +8,16 @@ from datetime import datetime
 
 import pytest
 
-from demo import processes
-from tests.chaos.stack import Stack
-
-pytestmark = pytest.mark.long
+from testing import processes
+from testing.waiting import until
+from tests.chaos.stack import ChaosStack
 
 JOBS, SECONDS = 40, 120
 # What squeue and sacct ask; squeue asks for the partitions, too, in the same call of the program.
 POLLING = ("REQUEST_JOB_INFO", "REQUEST_JOB_INFO_SINGLE", "DBD_GET_JOBS_COND")
 
 
-def polling_calls(stack: Stack) -> int:
+def polling_calls(stack: ChaosStack) -> int:
     """How often slurmctld and slurmdbd were asked for jobs, by their own count."""
     said = stack.slurm("sdiag") + stack.cluster.run("ctl", ["sacctmgr", "show", "stats"]).stdout
     return sum(
@@ -28,12 +27,13 @@ def polling_calls(stack: Stack) -> int:
     )
 
 
+@pytest.mark.long
 def test_forty_jobs_cost_at_most_four_polling_calls_a_minute_and_are_shown_within_two_seconds(
-    stack: Stack,
+    stack: ChaosStack,
 ) -> None:
     runs = [f"load-{n}" for n in range(JOBS)]
     for run in runs:
-        stack.run("storm", run, lines=600, pause=2)
+        stack.trigger("storm", run, lines=600, pause=2)
     stack.deferred("storm", *runs)
     time.sleep(40)  # for so long slurmctld is asked more often about jobs that have just come
     before, begin = polling_calls(stack), time.time()
@@ -45,8 +45,8 @@ def test_forty_jobs_cost_at_most_four_polling_calls_a_minute_and_are_shown_withi
             wrote = re.match(r"(\d+\.\d+) line", row.text)
             if wrote and float(wrote[1]) > begin:
                 late.append(datetime.fromisoformat(row.time).timestamp() - float(wrote[1]))
-        stack.mark("storm", run, "success")
-    stack.until(lambda: not stack.slurm("squeue", "-h").strip(), 120)
+        stack.mark("storm", run, "success", "job")
+    until(lambda: not stack.slurm("squeue", "-h").strip(), 120)
     late.sort()
     print(f"{calls} polling calls in {SECONDS} s; {len(late)} lines, half within {late[len(late) // 2]:.2f} s, "
           f"99 of 100 within {late[len(late) * 99 // 100]:.2f} s, all within {late[-1]:.2f} s")  # fmt: skip
@@ -55,18 +55,18 @@ def test_forty_jobs_cost_at_most_four_polling_calls_a_minute_and_are_shown_withi
     assert late[len(late) * 99 // 100] <= 2.0
 
 
-def test_a_job_that_writes_100_mb_does_not_flood_airflow(stack: Stack, run: str) -> None:
+def test_a_job_that_writes_100_mb_does_not_flood_airflow(stack: ChaosStack, run: str) -> None:
     before = processes.memory(stack.airflow.processes())
     watch = processes.MemoryWatch(stack.airflow.processes, every=1)
     watch.start()
-    stack.run("job", run, lines=1, flood_mb=100)
+    stack.trigger("job", run, lines=1, flood_mb=100)
     assert stack.finished("job", run) == {run: "success"}
     more = watch.stop() - before
     rows = stack.ledger.rows(run)
     shown = [row for row in rows if row.part]
     (attempt,) = stack.ledger.attempts(run)
     size = (attempt.folder / "output.log").stat().st_size
-    said = [row.text for row in rows if "of output are left out here" in row.text]
+    said = [row.text for row in rows if "of output skipped here" in row.text]
     logs = sum(file.stat().st_size for file in stack.ledger.trigger_logs(run))
     print(
         f"{size / 1e6:.0f} MB written, {len(shown)} lines in {logs / 1e6:.0f} MB of log, {more / 1e6:.0f} MB of memory"

@@ -7,18 +7,18 @@ import json
 import pytest
 
 from tests.chaos.conftest import SHORT
-from tests.chaos.stack import Stack
+from tests.chaos.stack import ChaosStack
 
 
-def plan(stack: Stack, run: str, **what: object) -> None:
+def plan(stack: ChaosStack, run: str, **what: object) -> None:
     (stack.plans / f"{run}.json").write_text(json.dumps(what))
 
 
 @pytest.fixture(scope="module")
-def steps(stack: Stack) -> list[str]:
+def steps(stack: ChaosStack) -> list[str]:
     """The lines that run between intent and id."""
     plan(stack, "steps")
-    stack.run("job", "steps", lines=1)
+    stack.trigger("job", "steps", lines=1)
     stack.finished("job", "steps")
     (stack.plans / "steps.json").unlink()
     found = (stack.plans / "steps.steps").read_text().splitlines()
@@ -33,7 +33,7 @@ def points(steps: list[str]) -> dict[str, dict[str, object]]:
     plans = {f"line-{n}": {"step": n, "after": 0, "supervisor": n % 4 == 0 and not SHORT} for n in chosen}
     # The helper on the login node takes its time: die while it looks, while sbatch runs, and as it answers.
     asks = next(
-        n for n, step in enumerate(steps, 1) if step.startswith("client.py") and step.endswith(" ask")
+        n for n, step in enumerate(steps, 1) if step.startswith("client.py") and step.endswith(" call_helper")
     )
     for after in (0.1, 0.25) if SHORT else (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6):
         plans[f"after-{after}"] = {"step": asks, "after": after, "supervisor": False}
@@ -41,7 +41,7 @@ def points(steps: list[str]) -> dict[str, dict[str, object]]:
 
 
 def test_a_worker_killed_at_any_line_between_intent_and_id_yields_one_job(
-    stack: Stack, steps: list[str]
+    stack: ChaosStack, steps: list[str]
 ) -> None:
     plans = points(steps)
     for run, what in plans.items():
@@ -50,7 +50,7 @@ def test_a_worker_killed_at_any_line_between_intent_and_id_yields_one_job(
     while waiting:  # a few at a time: two cores
         now, waiting = waiting[:6], waiting[6:]
         for run in now:
-            stack.run("job", run, lines=3)
+            stack.trigger("job", run, lines=3)
         assert stack.finished("job", *now) == dict.fromkeys(now, "success")
     jobs = stack.ledger.jobs()
     for run in plans:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
-from demo.airflow_api import ENDED
+from testing.airflow_api import ENDED
 from tests.chaos.ledger import Attempt, Job, Jobs, Ledger
 from tests.chaos.load import Run
 
@@ -17,10 +18,21 @@ WORDS = (
     "log lines doubled",
     "log lines wrong",
 )
+# In the output of a job that slurmctld has started and, after a crash, believes to wait.
+FORGOTTEN_START = "*** REASON: Nodes required for job are DOWN"
+# Lines that a triggerer had read, but not yet written to its log file when it was stopped, are logged by the one that
+# takes over, and written by itself when it continues. It may never continue: repeated lines are preferred to lost ones.
+STALL_SECONDS = 10.0
+REPEATED = "log lines repeated after a stall"
 
 
-def judge(ledger: Ledger, runs: list[Run]) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """(numbers, each fault as a sentence by kind)."""
+def judge(
+    ledger: Ledger, runs: list[Run], stalls: list[float]
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Return numbers, and each fault as a sentence by kind.
+
+    :param stalls: when triggerers were stopped, in epoch seconds.
+    """
     jobs = ledger.accounted()
     faults: dict[str, list[str]] = {word: [] for word in WORDS}
     by_key: dict[str, list[Job]] = defaultdict(list)
@@ -33,6 +45,7 @@ def judge(ledger: Ledger, runs: list[Run]) -> tuple[dict[str, int], dict[str, li
             "new attempts",
             "lives",
             "forgotten by slurmctld, told by a sensor",
+            REPEATED,
         ),
         0,
     ) | {"runs": len(runs)}
@@ -59,7 +72,7 @@ def judge(ledger: Ledger, runs: list[Run]) -> tuple[dict[str, int], dict[str, li
             if job and job.state == "CANCELLED" and not run.acted:
                 faults["wrongly cancelled"].append(f"{run.name}: job {job.job_id}")
             previous = (attempt, job) if job else previous
-            _logs(ledger, run, attempt, job, faults)
+            numbers[REPEATED] += _logs(ledger, run, attempt, job, stalls, faults)
         if _forgotten(run, attempts, jobs):
             numbers["forgotten by slurmctld, told by a sensor"] += 1
         else:
@@ -73,7 +86,7 @@ def _compare(run: Run, attempt: Attempt, before: Job, after: Job, faults: dict[s
             f"{run.name}: job {after.job_id} after {before.job_id}, which had done it all"
         )
     began = min((life[0][1] for life in after.lives.values()), default=None)
-    # By the job's own words: accounting says much later when a job ended that slurmctld had forgotten in a crash.
+    # By the job's own files: accounting has the end of a job that slurmctld forgot in a crash only much later.
     ended = max([attempt.alive_until, *(at for life in before.lives.values() for _, at in life)])
     if began and began < ended:
         faults["doubled"].append(
@@ -82,12 +95,16 @@ def _compare(run: Run, attempt: Attempt, before: Job, after: Job, faults: dict[s
 
 
 def _forgotten(run: Run, attempts: list[Attempt], jobs: Jobs) -> bool:
-    """Whether a sensor fails as slurmctld, killed within 5 s of sbatch, does not know the job that it watches.
+    """Return True if a sensor fails because slurmctld, killed within 5 s, has forgotten sbatch or the job's start.
 
-    The job belongs to another task, which has ended: no sensor can bring it back.
+    In the second case it ends the job with the reason for which it believes the job to wait. The job belongs to another
+    task, which has ended: no sensor can submit it again.
     """
+    if run.dag != "sensor" or run.state != "failed":
+        return False
     last = jobs.get(attempts[-1]) if attempts else None
-    return run.dag == "sensor" and run.state == "failed" and not (last and (last.state or last.done))
+    ended = any(FORGOTTEN_START in line for line in attempts[-1].output.values()) if attempts else False
+    return not (last and last.done) and (ended or not (last and last.state))
 
 
 def _ending(run: Run, attempts: list[Attempt], jobs: Jobs, faults: dict[str, list[str]]) -> None:
@@ -105,10 +122,28 @@ def _ending(run: Run, attempts: list[Attempt], jobs: Jobs, faults: dict[str, lis
         )
 
 
-def _logs(ledger: Ledger, run: Run, attempt: Attempt, job: Job | None, faults: dict[str, list[str]]) -> None:
-    # Once the user has ended or cleared a task nobody follows its job any more.
+def _logs(
+    ledger: Ledger,
+    run: Run,
+    attempt: Attempt,
+    job: Job | None,
+    stalls: list[float],
+    faults: dict[str, list[str]],
+) -> int:
+    """Add the faults of a task's logs; return how many lines were repeated because a triggerer was stopped."""
+    # After the user has ended or cleared a task, its job is not followed any more.
     whole = bool(job and job.done) and not run.acted
     task = "sensor" if run.dag == "sensor" else "job"
+    repeated = 0
     for fault in ledger.log_faults(run.name, attempt, task, whole=whole):
         word = "doubled" if ": twice: " in fault else "wrong" if " is not " in fault else "lost"
-        faults[f"log lines {word}"].append(fault)
+        if word == "doubled" and _just_before_a_stall(fault, stalls):
+            repeated += 1
+        else:
+            faults[f"log lines {word}"].append(fault)
+    return repeated
+
+
+def _just_before_a_stall(fault: str, stalls: list[float]) -> bool:
+    printed = re.search(r": twice: (\d+\.\d+) line ", fault)
+    return printed is not None and any(0 <= stall - float(printed[1]) <= STALL_SECONDS for stall in stalls)

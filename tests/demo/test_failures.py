@@ -62,7 +62,7 @@ def test_the_first_by_the_clock_and_not_its_consequences(tmp_path: Path):
 
 
 def test_the_exception_that_the_job_printed_comes_first(tmp_path: Path):
-    logger = "llm_bridge.slurm.triggers.SlurmJobTrigger"
+    logger = "llm_bridge.triggers.slurm.SlurmJobTrigger"
     old = write_log(
         tmp_path / "attempt=1.log.trigger.1.log", {"event": "[n1] OldError: of try 1", "logger": logger}
     )
@@ -113,7 +113,7 @@ def test_last_line_is_the_jobs_and_not_airflows(tmp_path: Path):
     )
     trigger = write_log(
         tmp_path / "attempt=1.log.trigger.1.log",
-        {"event": "step:1\nstep:2", "logger": "llm_bridge.slurm.triggers.SlurmJobTrigger"},
+        {"event": "step:1\nstep:2", "logger": "llm_bridge.triggers.slurm.SlurmJobTrigger"},
         {"event": "trigger x starting", "logger": None},
     )
     own = write_log(tmp_path / "attempt=2.log", {"event": "Pushing xcom", "logger": "task"})

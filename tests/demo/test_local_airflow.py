@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from demo import processes
-from demo.airflow import AirflowError, LocalAirflow, free_port
-from demo.airflow_api import AirflowApi, ApiError
+from testing import processes
+from testing.airflow import AirflowError, LocalAirflow, free_port
+from testing.airflow_api import AirflowApi, ApiError
 
 DAG = """
 import subprocess, time

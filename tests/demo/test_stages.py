@@ -45,7 +45,7 @@ def attempt(tmp_path: Path) -> Path:
 
 def test_names_are_those_of_the_run_summary():
     """The demo does not import it, because that imports Airflow."""
-    from llm_bridge.summary import ROWS
+    from llm_bridge.pipeline.summary import ROWS
 
     assert TASKS == ROWS
 
@@ -72,16 +72,16 @@ def test_a_deferred_task_shows_its_job(attempt: Path):
     job = {"job_id": "8", "directory": str(attempt)}
     api = Answers({"sft.train": begun, "sft.merge": {}}, {("sft.train", "slurm_job"): job})
     rows = rows_of(api)
-    assert (rows["sft"].job_id, rows["sft"].word) == ("8", "queued")
-    assert rows["sft merge"].word == "" and rows["upload"].state is None
+    assert (rows["sft"].job_id, rows["sft"].label) == ("8", "queued")
+    assert rows["sft merge"].label == "" and rows["upload"].state is None
     assert api.asked == [("sft.train", "slurm_job")]
 
 
-def test_the_words_of_states():
-    assert Row("x", "success", phase="running").word == "done"  # the Ray cluster: up, and its job runs on
-    assert Row("x", "deferred", phase="ended").word == "finishing"
-    assert Row("x", "up_for_retry").word == "up for retry"
-    assert Row("x", "upstream_failed").word == "not run"
+def test_labels_of_states():
+    assert Row("x", "success", phase="running").label == "done"  # the Ray cluster: up, and its job runs on
+    assert Row("x", "deferred", phase="ended").label == "finishing"
+    assert Row("x", "up_for_retry").label == "up for retry"
+    assert Row("x", "upstream_failed").label == "not run"
 
 
 def test_a_ray_job_is_shown_by_its_submission_id():

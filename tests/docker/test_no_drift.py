@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_bridge.alerts import Alerts
-from llm_bridge.config.load import check_model
-from local_cluster.accounts import USERS
-from local_cluster.settings import Settings
+from llm_bridge.config.loader import check_model
+from llm_bridge.notifications import Alerts
+from testing.local_cluster.accounts import USERS
+from testing.local_cluster.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = {name: ROOT / "docker" / name / "Dockerfile" for name in ("airflow", "cluster", "stores")}
@@ -87,8 +87,8 @@ def test_what_only_containers_need_contradicts_no_pin_of_the_others():
 
 
 def test_debian_packages_of_the_cluster_come_from_the_one_list():
-    assert "local_cluster/packages.txt" in text("setup.sh")
-    assert "local_cluster/packages.txt" in copied("cluster")
+    assert "testing/local_cluster/packages.txt" in text("setup.sh")
+    assert "testing/local_cluster/packages.txt" in copied("cluster")
     assert re.search(r"packages\.txt\s*\|.*xargs apt-get install", dockerfile("cluster"))
     assert "apt-get install -y --no-install-recommends slurm" not in dockerfile("cluster")
 
@@ -108,15 +108,15 @@ def test_each_image_is_built_by_one_service():
 
 
 def test_containers_run_the_same_role_scripts_and_render_the_same_templates():
-    assert "local_cluster" in copied("cluster")
+    assert "testing" in copied("cluster")
     start = text("docker/cluster/start")
-    assert 'exec "local_cluster/roles/$role"' in start
+    assert 'exec "testing/local_cluster/roles/$role"' in start
     prepare = text("docker/cluster/prepare.py")
-    assert "from local_cluster.render import" in prepare and "render_slurm(" in prepare
+    assert "from testing.local_cluster.render import" in prepare and "render_slurm(" in prepare
     for role in {
         service["command"][0] for service in services().values() if "llm-bridge-cluster" in service["image"]
     }:
-        assert role == "hub" or os.access(ROOT / "local_cluster" / "roles" / role, os.X_OK)
+        assert role == "hub" or os.access(ROOT / "testing" / "local_cluster" / "roles" / role, os.X_OK)
     for program in ("slurmctld -D", "slurmd -D", "munged --foreground", "sshd_config <<"):
         for file in (ROOT / "docker").rglob("*"):
             assert not file.is_file() or program not in file.read_text(), f"{file} starts a daemon by itself"

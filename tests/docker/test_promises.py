@@ -52,7 +52,7 @@ class Run:
     def log(self, task: str, part: str, lines: tuple[str, ...], number: int = 1, by: int = 1) -> None:
         folder = self.logs / f"task_id={task}"
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [{"timestamp": "09:00", "event": "Slurm job 1 runs", "loc": "watcher.py:7"}]
+        rows = [{"timestamp": "09:00", "event": "Slurm job 1 runs", "loc": "poller.py:7"}]
         for line in lines:
             end = sum(len(one) + 2 for one in LINES[: LINES.index(line)]) + len(line) + 1
             at = f"10:0{by}:0{LINES.index(line)}"
@@ -62,8 +62,8 @@ class Run:
 
     def broken(self, spared: str = "prepare.run") -> dict[str, list[str]]:
         found = promises.judge(self.cluster, self.logs, self.jobs, self.queue, self.tries, spared)
-        assert set(found) == set(promises.WORDS)
-        return {word: sentences for word, sentences in found.items() if sentences}
+        assert set(found) == set(promises.KINDS)
+        return {kind: sentences for kind, sentences in found.items() if sentences}
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_run_that_kept_every_promise(run: Run):
     assert run.broken() == {}
 
 
-def test_a_log_that_goes_on_in_another_triggerers_file_is_whole(run: Run):
+def test_a_log_that_continues_in_another_triggerers_file_is_whole(run: Run):
     run.log(SFT, "attempt-1", LINES[:1], by=1)
     run.log(SFT, "attempt-1", LINES[1:], by=2)
     assert run.broken() == {}
@@ -103,13 +103,19 @@ def test_lines_in_another_order(run: Run):
     assert run.broken() == {"log lines wrong": ["sft.train, attempt-1, try 1: the order is not the output's"]}
 
 
-def test_a_job_in_the_queue_and_one_that_accounting_or_the_folders_do_not_know(run: Run):
+def test_a_job_in_the_queue_and_one_missing_in_accounting_or_the_folders(run: Run):
     run.queue = ["7 llmb-sft.train-1 RUNNING"]
     run.jobs[0]["JobName"] = "llmb-other-1"
+    (run.cluster / "sft" / "attempt-1" / "outcome.json").unlink()
     found = run.broken()
     assert found["jobs orphaned"] == run.queue
-    assert found["jobs lost"] == ["llmb-sft.train-1: not in Slurm's accounting"]
-    assert found["jobs doubled"] == ["llmb-other-1: no folder knows it"]
+    assert "llmb-sft.train-1: not in Slurm's accounting, and without an outcome" in found["jobs lost"]
+    assert found["jobs doubled"] == ["llmb-other-1: not in any folder"]
+
+
+def test_a_job_whose_record_slurmctld_lost_and_that_ran_by_its_own_word_is_not_lost(run: Run):
+    del run.jobs[0]
+    assert run.broken() == {}
 
 
 def test_a_second_job_after_one_that_had_ended_well(run: Run):
@@ -121,7 +127,7 @@ def test_a_second_job_after_one_that_had_ended_well(run: Run):
 def test_a_task_that_is_done_without_its_job(run: Run):
     folder = run.cluster / "ppo" / "ray-1"
     (folder / "outcome.json").unlink()
-    assert run.broken() == {"jobs lost": ["ppo.wait is said to be done; ray-1 is not"]}
+    assert run.broken() == {"jobs lost": ["ppo.wait has succeeded; ray-1 has not"]}
 
 
 def test_tries_that_fail_need_a_job_that_failed_or_a_worker_that_was_killed(run: Run):

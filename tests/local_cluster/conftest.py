@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from local_cluster import LocalCluster
+from testing.local_cluster import LocalCluster
 
 
 @pytest.fixture(scope="session")

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from local_cluster import LocalCluster, LocalClusterError, Settings
-from local_cluster.namespaces import NETWORK, Namespaces
+from testing.local_cluster import LocalCluster, LocalClusterError, Settings
+from testing.local_cluster.namespaces import NETWORK, Namespaces
+from testing.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def eventually(what: str, test: Callable[[], object], seconds: float = 15) -> None:
-    """Wait until the test gives something true."""
-    deadline = time.monotonic() + seconds
-    while not test():
-        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
-        time.sleep(0.2)
-
-
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "local_cluster", *arguments]
+    argv = [sys.executable, "-m", "testing.local_cluster", *arguments]
     return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
 
 
@@ -73,10 +65,33 @@ def test_the_machines_accounts_are_left_alone(cluster):
     assert str(cluster.settings.state_dir) not in Path("/etc/passwd").read_text()
 
 
+def test_accounts_and_login_survive_that_the_machine_replaces_its_account_files(cluster, ssh):
+    """Installing a Debian package that adds a user does that: a copy is renamed over /etc/passwd."""
+    for name in ("passwd", "group", "shadow"):
+        copy = Path(f"/etc/{name}.llm-bridge-test")
+        subprocess.run(["cp", "-p", f"/etc/{name}", copy], check=True)
+        copy.rename(f"/etc/{name}")
+    assert cluster.run("n1", ["id", "-u"], user="svc").stdout == "61001\n"
+    assert ssh("id -un").stdout == "svc\n"
+    assert cluster.status().problems() == []
+
+
+def test_status_reports_a_login_that_fails(cluster):
+    keys = cluster.settings.etc_dir / "ssh" / "authorized_keys" / "svc"
+    text = keys.read_text()
+    try:
+        keys.write_text("")
+        assert cluster.status().problems() == ["no login at svc@127.0.0.1:22122"]
+        assert "(fails)" in cluster.status().table()
+    finally:
+        keys.write_text(text)
+
+
 def test_accounting_remembers_a_finished_job(cluster, ssh):
     job = ssh("sbatch --parsable --wait --wrap 'exit 3' -o /dev/null", check=False).stdout.strip()
-    eventually(
-        "FAILED 3:0 in sacct", lambda: "FAILED|3:0" in ssh(f"sacct -nXP -j {job} -o State,ExitCode").stdout
+    until(
+        lambda: "FAILED|3:0" in ssh(f"sacct -nXP -j {job} -o State,ExitCode").stdout,
+        what="FAILED 3:0 in sacct",
     )
 
 
@@ -106,7 +121,7 @@ def test_status_shows_every_host_daemon_and_node_to_people_and_programs(cluster)
 def test_a_program_that_takes_too_long_is_ended_inside_the_host(cluster):
     with pytest.raises(subprocess.TimeoutExpired):
         cluster.run("n1", ["sleep", "7654"], timeout=0.3)
-    eventually("no sleep left", lambda: "7654" not in cluster.run("n1", ["ps", "-eo", "args"]).stdout)
+    until(lambda: "7654" not in cluster.run("n1", ["ps", "-eo", "args"]).stdout, what="no sleep left")
 
 
 # ---- services
@@ -143,11 +158,11 @@ def test_a_restart_of_slurmctld_leaves_a_running_job_unharmed(cluster, ssh):
     go, output = cluster.workspace / "go", cluster.workspace / "unharmed.txt"
     script = f"until [ -e {go} ]; do sleep 0.1; done; echo restarts=$SLURM_RESTART_COUNT"
     job = ssh(f"sbatch --parsable -o {output} --wrap '{script}'").stdout.strip()
-    eventually("running", lambda: ssh(f"squeue -h -j {job} -o %T").stdout == "RUNNING\n")
+    until(lambda: ssh(f"squeue -h -j {job} -o %T").stdout == "RUNNING\n", what="running")
     assert cli("restart", "slurmctld", "--name", "lctest").returncode == 0
     assert ssh(f"squeue -h -j {job} -o %T").stdout == "RUNNING\n"
     go.touch()
-    eventually("completed", lambda: ssh(f"sacct -nXP -j {job} -o State").stdout == "COMPLETED\n")
+    until(lambda: ssh(f"sacct -nXP -j {job} -o State").stdout == "COMPLETED\n", what="completed")
     assert output.read_text() == "restarts=\n"
 
 
@@ -161,9 +176,9 @@ def test_a_killed_slurmctld_stays_down_until_it_is_started(cluster):
 
 def test_a_stopped_sshd_refuses_connections_until_it_is_started(cluster, ssh):
     cluster.stop("sshd")
-    eventually("refused", lambda: "Connection refused" in ssh("true", check=False).stderr, seconds=10)
+    until(lambda: "Connection refused" in ssh("true", check=False).stderr, seconds=10, what="refused")
     cluster.start("sshd")
-    eventually("login", lambda: ssh("true", check=False).returncode == 0, seconds=10)
+    until(lambda: ssh("true", check=False).returncode == 0, seconds=10, what="login")
 
 
 def test_a_node_that_is_cut_cannot_be_reached_until_it_is_joined(cluster):
@@ -171,7 +186,7 @@ def test_a_node_that_is_cut_cannot_be_reached_until_it_is_joined(cluster):
     assert cluster.run("login", reach).returncode == 0
     cluster.cut("n3")
     assert cluster.run("login", reach).returncode != 0
-    assert "n3 is cut from the network" in cluster.status().problems()
+    assert "n3 is disconnected from the network" in cluster.status().problems()
     cluster.join("n3")
     assert cluster.run("login", reach).returncode == 0
     cluster.wait_for_nodes(["n3"])
@@ -179,10 +194,10 @@ def test_a_node_that_is_cut_cannot_be_reached_until_it_is_joined(cluster):
 
 def test_a_job_on_a_node_without_power_fails_and_the_node_comes_back(cluster, ssh):
     job = ssh("sbatch --parsable --no-requeue -w n4 -o /dev/null --wrap 'sleep 300'").stdout.strip()
-    eventually("running", lambda: ssh(f"squeue -h -j {job} -o %T").stdout == "RUNNING\n")
+    until(lambda: ssh(f"squeue -h -j {job} -o %T").stdout == "RUNNING\n", what="running")
     cluster.power_off("n4")
     assert "n4 is off" in cluster.status().problems()
-    eventually("NODE_FAIL", lambda: "NODE_FAIL" in ssh(f"sacct -nXP -j {job} -o State").stdout, seconds=45)
+    until(lambda: "NODE_FAIL" in ssh(f"sacct -nXP -j {job} -o State").stdout, seconds=45, what="NODE_FAIL")
     cluster.power_on("n4")
     cluster.wait_for_nodes(["n4"])
     assert ssh("srun -w n4 hostname").stdout == "n4\n"
@@ -238,13 +253,13 @@ def test_a_taken_port_is_named_before_anything_starts(cluster):
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch, tmp_path):
-    monkeypatch.setattr("local_cluster.checks.SEARCH_PATH", str(tmp_path))
+    monkeypatch.setattr("testing.local_cluster.checks.SEARCH_PATH", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(LocalClusterError, match=r"apt-get install .* mariadb-server .*munge .*slurm-wlm"):
         LocalCluster("lctesttwo", ssh_port=22123).up()
 
 
-def test_a_plain_user_is_told_that_root_is_needed(monkeypatch):
+def test_the_error_for_a_plain_user_names_root(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LocalClusterError, match="needs root"):
         LocalCluster("lctesttwo", ssh_port=22123).up()
@@ -259,7 +274,30 @@ def test_a_state_directory_that_jobs_cannot_enter_is_refused(monkeypatch, tmp_pa
         LocalCluster("lctesttwo", ssh_port=22123).up()
 
 
-@pytest.mark.parametrize("bad", [{"name": "a-b"}, {"name": "Upper"}, {"nodes": 0}, {"ssh_port": 70000}])
+BAD_NAMES = [("login",), ("n2",), ("-a",), ("A1",), ("a-name-too-long",), ("a1", "a2", "a3", "a4", "a5")]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"name": "a-b"},
+        {"name": "Upper"},
+        {"nodes": 0},
+        {"ssh_port": 70000},
+        *({"names": names} for names in BAD_NAMES),
+    ],
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(LocalClusterError):
         Settings(**bad)
+
+
+def test_nodes_may_have_names_and_keep_them_in_the_saved_settings():
+    settings = Settings(nodes=3, names=("osk-gpu94", "a1-b2c"))
+    assert settings.node_names == ["osk-gpu94", "a1-b2c", "n3"]
+    assert [settings.address(node) for node in settings.node_names] == [
+        "10.77.0.11",
+        "10.77.0.12",
+        "10.77.0.13",
+    ]
+    assert Settings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings

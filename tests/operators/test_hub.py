@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -17,10 +16,12 @@ import pytest
 from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import AirflowFailException
 
-from llm_bridge.alerts import contents
-from llm_bridge.failures.decision import RetryByCause
-from llm_bridge.failures.errors import HubUploadFailed
-from llm_bridge.hub.operators import HubUploadOperator
+from llm_bridge.exceptions import ConfigError
+from llm_bridge.notifications import content
+from llm_bridge.operators.exceptions import HubUploadFailed
+from llm_bridge.operators.hub import HubUploadOperator
+from llm_bridge.operators.retry_policy import DiagnosisRetryPolicy
+from testing.weights import safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_test_of_the_worker_upload"
@@ -29,13 +30,14 @@ TOKEN = "hf_test_of_the_worker_upload"
 class Hub:
     """A test Hub in a process of its own.
 
-    :param folder: for its files; kept.
+    Args:
+        folder: Directory for its files, which are kept.
     """
 
     def __init__(self, folder: Path) -> None:
         tokens, self.root = folder / "tokens.json", folder / "root"
         tokens.write_text(json.dumps({TOKEN: {"user": "alice", "role": "write", "orgs": []}}))
-        argv = [sys.executable, "-m", "local_hub", "--root", str(self.root), "--port", "0"]
+        argv = [sys.executable, "-m", "testing.local_hub", "--root", str(self.root), "--port", "0"]
         argv += ["--tokens", str(tokens)]
         self.server = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.server.stdout
@@ -48,7 +50,7 @@ class Hub:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A test Hub of our own."""
+    """The test Hub of this file."""
     found = Hub(tmp_path_factory.mktemp("hub"))
     yield found
     found.stop()
@@ -56,13 +58,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder that looks like a model."""
-    for name, content in {
+    """A folder with the files of a model."""
+    for name, data in {
         "config.json": b"{}",
         "tokenizer.json": b"{}",
-        "model.safetensors": os.urandom(1000),
+        "model.safetensors": safetensors(1000),
     }.items():
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(data)
     return tmp_path
 
 
@@ -81,22 +83,25 @@ def connection(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def failed(task: Any, operator: HubUploadOperator) -> HubUploadFailed:
-    """The failure that the operator ends with, which carries all that alerts and retries read."""
+    """Return the operator's failure, which has all that alerts and retries read."""
     with pytest.raises(HubUploadFailed) as caught:
         operator.execute(task.context)
     error = caught.value
     assert error.diagnosis and error.decision
     assert task.xcoms["diagnosis"] == error.diagnosis.as_dict()
-    assert "reason.json" in error.diagnosis.source and (error.diagnosis.attempt, error.diagnosis.of) == (1, 3)
-    said = contents.of_failure({**task.context, "exception": error}, "failure")
-    facts = dict(said.facts)
+    assert "reason.json" in error.diagnosis.source and (
+        error.diagnosis.try_number,
+        error.diagnosis.max_tries,
+    ) == (1, 3)
+    message = content.failure_message({**task.context, "exception": error}, "failure")
+    facts = dict(message.facts)
     assert facts["Class"] == error.diagnosis.kind and facts["Evidence"] == error.diagnosis.evidence
-    assert facts["Next"] == error.decision.text and facts["You can"] == error.diagnosis.advice
+    assert facts["Next"] == error.decision.text and facts["What to do"] == error.diagnosis.advice
     return error
 
 
 def retry(error: HubUploadFailed) -> RetryAction:
-    return RetryByCause().evaluate(error, 1, 3).action
+    return DiagnosisRetryPolicy().evaluate(error, 1, 3).action
 
 
 def test_a_worker_uploads_a_folder_that_it_can_read(task: Any, model: Path, connection: Any) -> None:
@@ -116,24 +121,44 @@ def test_a_refused_token_fails_at_once_and_is_in_no_message(
     assert "hf_wrong_token_12345" not in str(error) + str(task.xcoms) + capsys.readouterr().out
 
 
-def test_a_folder_without_a_model_names_what_is_missing(task: Any, tmp_path: Path, connection: Any) -> None:
+@pytest.mark.parametrize("password", ["hf_two words", "hf_ünïcode", "", " \n"])
+def test_the_error_of_a_password_that_cannot_be_a_token_names_its_connection_and_not_the_password(
+    task: Any, model: Path, connection: Any, password: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection(password)
+    with pytest.raises(ConfigError, match="connection 'hub_test'") as error:
+        upload(model).execute(task.context)
+    assert "hf_" not in str(error.value) + capsys.readouterr().out
+
+
+def test_a_line_end_after_the_token_is_ignored(task: Any, model: Path, connection: Any) -> None:
+    connection(f"{TOKEN}\n")
+    assert upload(model, repo_id="alice/line-end").execute(task.context)["repo_id"] == "alice/line-end"
+
+
+def test_the_error_of_a_folder_without_a_model_names_the_missing_files(
+    task: Any, tmp_path: Path, connection: Any
+) -> None:
     connection(TOKEN)
     error = failed(task, upload(tmp_path))
     assert isinstance(error, AirflowFailException) and retry(error) is RetryAction.FAIL
     assert error.diagnosis.kind == "missing_path" and "config.json" in error.diagnosis.evidence
 
 
-def test_a_repository_name_that_cannot_be_is_a_wrong_setting(task: Any, model: Path, connection: Any) -> None:
+def test_an_invalid_repository_name_is_a_wrong_setting(task: Any, model: Path, connection: Any) -> None:
     connection(TOKEN)
-    error = failed(task, upload(model, repo_id="no-owner"))
-    assert error.diagnosis.kind == "bad_config" and "OWNER/NAME" in error.diagnosis.evidence
+    with pytest.raises(ConfigError, match=r"repo_id='no-owner' must be OWNER/NAME"):
+        upload(model, repo_id="no-owner").execute(task.context)
 
 
-def test_an_account_without_room_is_told_as_a_quota_and_not_as_a_bad_token(
+def test_an_account_without_space_is_diagnosed_as_a_full_disk_and_not_as_a_refused_token(
     task: Any, model: Path, connection: Any
 ) -> None:
-    """The Hub says both with 403. This server knows the token, and answers all else as the Hub does then."""
-    said = "Private repository storage limit reached, please upgrade your plan to increase your private storage limit."
+    """The Hub answers 403 in both cases. This server accepts the token, and answers all else as a full Hub does."""
+    message = (
+        "Private repository storage limit reached, please upgrade your plan to increase your private storage "
+        "limit."
+    )
 
     class Full(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -146,7 +171,7 @@ def test_an_account_without_room_is_told_as_a_quota_and_not_as_a_bad_token(
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(403)
-            self.send_header("X-Error-Message", said)
+            self.send_header("X-Error-Message", message)
             self.end_headers()
 
         def log_message(self, *arguments: Any) -> None:
@@ -157,17 +182,17 @@ def test_an_account_without_room_is_told_as_a_quota_and_not_as_a_bad_token(
     connection(TOKEN, f"http://127.0.0.1:{server.server_port}")
     error = failed(task, upload(model))
     server.shutdown()
-    assert error.diagnosis.kind == "disk_full" and said in error.diagnosis.evidence
+    assert error.diagnosis.kind == "disk_full" and message in error.diagnosis.evidence
     assert retry(error) is RetryAction.FAIL
 
 
-def test_a_hub_that_stops_in_the_middle_is_tried_again(
+def test_an_upload_whose_hub_stops_in_the_middle_is_retried(
     task: Any, model: Path, connection: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """It is killed once it has made the repository, with the weights still to come."""
+    """The Hub is killed when it has created the repository and has no weights yet."""
     hub = Hub(tmp_path_factory.mktemp("stops"))
     connection(TOKEN, hub.url)
-    (model / "model.safetensors").write_bytes(os.urandom(30_000_000))
+    (model / "model.safetensors").write_bytes(safetensors(30_000_000))
 
     def stop_in_the_middle() -> None:
         while not [path for path in hub.root.rglob("*") if path.name == "model"]:
@@ -178,10 +203,10 @@ def test_a_hub_that_stops_in_the_middle_is_tried_again(
     stopping.start()
     error = failed(task, upload(model))
     stopping.join()
-    assert error.diagnosis.kind == "hub_away" and "cannot reach the Hub" in error.diagnosis.evidence
+    assert error.diagnosis.kind == "hub_unavailable" and "cannot reach the Hub" in error.diagnosis.evidence
     assert retry(error) is RetryAction.RETRY and not isinstance(error, AirflowFailException)
 
 
-def test_missing_arguments_are_told_when_the_dag_is_parsed(model: Path) -> None:
-    with pytest.raises(ValueError, match="give model_dir, repo_id and hub_conn_id, or job"):
+def test_missing_arguments_are_an_error_when_the_dag_is_parsed(model: Path) -> None:
+    with pytest.raises(ValueError, match="give either job, or model_dir, repo_id and hub_conn_id"):
         HubUploadOperator(task_id="upload", model_dir=str(model))

@@ -1,4 +1,4 @@
-"""The way to the login node: what is wrong with it is told in one sentence, and a broken one is no verdict."""
+"""The connection to the login node: its error messages, and an outage that has no meaning for any job."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from llm_bridge.config.cluster import Cluster
-from llm_bridge.config.errors import ConfigError
-from llm_bridge.transport import LocalTransport, LoginNodeUnreachable, LoginRefused, connect
+from llm_bridge.exceptions import ConfigError, LoginDenied, LoginNodeUnreachable
+from llm_bridge.operators.slurm import SlurmSubmitOperator
+from llm_bridge.remote.transport import LocalTransport, connect
+from llm_bridge.slurm.events import SlurmJobEvent
 
 NASTY = ["it's", "$(touch /tmp/pwned)", '"', "a\nb", "`id`", "グ", "*", "-n", ""]
 
@@ -40,19 +42,19 @@ def test_exit_code_and_both_outputs_come_back(cluster: Cluster) -> None:
     assert (done.code, done.stdout, done.stderr) == (7, "グ", "err\n")
 
 
-def test_a_session_that_is_killed_in_the_middle_is_not_read_as_success(cluster: Cluster) -> None:
-    """The provider's own run_command gives exit code 0 here."""
+def test_a_session_that_is_killed_in_the_middle_does_not_count_as_success(cluster: Cluster) -> None:
+    """The provider's own run_command returns exit code 0 here."""
     with pytest.raises(LoginNodeUnreachable, match="in the middle of"):
         run(cluster, "sh", "-c", "kill -9 $PPID $$")
 
 
-def test_a_command_without_an_answer_is_given_up(cluster: Cluster) -> None:
+def test_a_command_without_an_answer_times_out(cluster: Cluster) -> None:
     with pytest.raises(LoginNodeUnreachable, match=r"no answer within 1 s"):
         run(cluster, "sleep", "30", timeout=1)
 
 
 def test_thirty_commands_at_once_share_one_connection(cluster: Cluster) -> None:
-    """sshd's MaxSessions is 10."""
+    """Sshd's MaxSessions is 10."""
 
     async def many() -> Any:
         async with connect(cluster) as transport:
@@ -61,48 +63,48 @@ def test_thirty_commands_at_once_share_one_connection(cluster: Cluster) -> None:
     assert [done.stdout.strip() for done in asyncio.run(many())] == [str(i) for i in range(30)]
 
 
-def test_a_connection_that_airflow_does_not_have_is_named(cluster: Cluster) -> None:
+def test_the_error_of_a_missing_connection_names_it(cluster: Cluster) -> None:
     with pytest.raises(ConfigError, match=r"no connection 'nowhere': create it"):
         run(cluster.model_copy(update={"ssh_conn_id": "nowhere"}), "true")
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any], **extra: str) -> None:
     monkeypatch.setenv(
-        "AIRFLOW_CONN_SLURM_TEST", json.dumps({**connection, "extra": {**connection["extra"], **extra}})
+        "AIRFLOW_CONN_SLURM_LOCAL", json.dumps({**connection, "extra": {**connection["extra"], **extra}})
     )
 
 
-def test_an_unknown_host_key_is_refused_with_what_to_do(
-    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_error_of_an_unknown_host_key_says_what_to_do(
+    cluster: Cluster, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "known_hosts").write_text("")
-    changed(monkeypatch, ssh_connection, known_hosts=str(tmp_path / "known_hosts"))
+    changed(monkeypatch, connection, known_hosts=str(tmp_path / "known_hosts"))
     with pytest.raises(
-        ConfigError, match=r"host key that is not trusted .* compare it with what your administrator"
+        ConfigError, match=r"host key that is not trusted .* Compare the fingerprint .* your administrators"
     ):
         run(cluster, "true")
 
 
-def test_a_key_that_the_login_node_refuses_is_told(
-    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_error_of_a_key_that_the_login_node_refuses_says_so(
+    cluster: Cluster, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import asyncssh
 
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(tmp_path / "key"))
-    changed(monkeypatch, ssh_connection, key_file=str(tmp_path / "key"))
-    with pytest.raises(LoginRefused, match=r"refused the login .* check user and key"):
+    changed(monkeypatch, connection, key_file=str(tmp_path / "key"))
+    with pytest.raises(LoginDenied, match=r"refused the login .*/key \(extra 'key_file'\): check login"):
         run(cluster, "true")
 
 
-def test_a_key_file_that_is_not_there_is_told(
-    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_the_error_of_a_missing_key_file_names_it(
+    cluster: Cluster, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed(monkeypatch, ssh_connection, key_file="/nowhere/id")
-    with pytest.raises(ConfigError, match=r"unusable: .*nowhere/id"):
+    changed(monkeypatch, connection, key_file="/nowhere/id")
+    with pytest.raises(ConfigError, match=r"'key_file' is /nowhere/id"):
         run(cluster, "true")
 
 
-def test_a_login_node_that_is_away_is_an_error_that_a_retry_may_mend(cluster: Cluster, slurm: Any) -> None:
+def test_an_unreachable_login_node_is_an_error_that_can_be_retried(cluster: Cluster, slurm: Any) -> None:
     slurm.stop("sshd")
     try:
         with pytest.raises(LoginNodeUnreachable):
@@ -111,9 +113,9 @@ def test_a_login_node_that_is_away_is_an_error_that_a_retry_may_mend(cluster: Cl
         slurm.start("sshd")
 
 
-def test_waiting_goes_on_when_the_login_node_was_away(task: Any, slurm: Any, logged: Any) -> None:
-    from llm_bridge.slurm.operators import SlurmSubmitOperator
-
+def test_a_task_follows_its_job_again_after_an_outage_of_the_login_node(
+    task: Any, slurm: Any, logged: Any
+) -> None:
     trigger = task.start(
         SlurmSubmitOperator(task_id="t", cluster="test", script="#!/bin/bash\nsleep 12\necho done\n")
     )
@@ -127,18 +129,18 @@ def test_waiting_goes_on_when_the_login_node_was_away(task: Any, slurm: Any, log
         await asyncio.to_thread(slurm.start, "sshd")
         return await outcome
 
-    event = asyncio.run(with_an_outage())
-    assert event["info"]["state"] == "COMPLETED"
+    event = SlurmJobEvent.from_json(asyncio.run(with_an_outage()))
+    assert event.info and event.info.state == "COMPLETED"
     lines = logged()
-    assert any("waiting for cluster test" in line for line in lines)
+    assert any(line.startswith("cluster test unreachable; retrying in") for line in lines)
     assert any("answers again" in line for line in lines)
     assert lines.count("done") == 1
 
 
-def test_a_connection_that_would_trust_anybody_is_refused(
-    cluster: Cluster, ssh_connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_connection_that_trusts_any_host_is_refused(
+    cluster: Cluster, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed(monkeypatch, ssh_connection, no_host_key_check="true")
+    changed(monkeypatch, connection, no_host_key_check="true")
     with pytest.raises(ConfigError, match="host_key"):
         run(cluster, "true")
 
@@ -146,11 +148,11 @@ def test_a_connection_that_would_trust_anybody_is_refused(
 def test_a_jump_host_of_the_users_ssh_config_is_used(
     cluster: Cluster,
     slurm: Any,
-    ssh_connection: dict[str, Any],
+    connection: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """The name `login` resolves inside the cluster only, so without the jump there is no way."""
+    """The name `login` resolves only inside the cluster, so a connection is possible only by the jump host."""
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh" / "config").write_text(
         f"Host login\n  ProxyJump svc@127.0.0.1:{slurm.ssh_port}\n"
@@ -159,13 +161,13 @@ def test_a_jump_host_of_the_users_ssh_config_is_used(
     monkeypatch.setenv("HOME", str(tmp_path))
     host_key = slurm.known_hosts.read_text().split(" ", 1)[1].strip()
     extra = {"key_file": str(slurm.ssh_key), "host_key": host_key}
-    behind = {**ssh_connection, "host": "login", "port": 22, "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_SLURM_TEST", json.dumps(behind))
+    behind = {**connection, "host": "login", "port": 22, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_SLURM_LOCAL", json.dumps(behind))
     assert run(cluster, "hostname").stdout.strip() == "login"
 
 
 def test_an_airflow_on_the_login_node_needs_no_ssh() -> None:
-    """The local transport, on this machine; Slurm's commands are plain programs to it."""
+    """The local transport runs on this machine; Slurm's commands are like any other program to it."""
 
     async def once() -> Any:
         done = await LocalTransport().run(

@@ -1,6 +1,6 @@
-"""The sweep that cancels jobs whose run is over.
+"""The sweep that cancels jobs whose run has ended.
 
-What Airflow says of runs is given here: it needs a supervisor. tests/chaos asks the real one.
+The runs' states are a stand-in, because Airflow's API needs a supervisor; tests/chaos uses the real one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, Er
 from airflow.sdk.execution_time.comms import ErrorResponse
 from airflow.utils.state import DagRunState
 
-from llm_bridge.orphans import ReapOrphansOperator
-from llm_bridge.slurm.operators import SlurmSubmitOperator
+from llm_bridge.operators.orphans import ReapOrphansOperator
+from llm_bridge.operators.slurm import SlurmSubmitOperator
 
 
 @pytest.fixture
 def orphan(task: Any, slurm: Any) -> Any:
-    """A job that waits for ever, and the context of a sweep in an Airflow that knows its run."""
+    """Submit a job that does not start; return its id."""
     operator = SlurmSubmitOperator(
         task_id="t",
         cluster="test",
@@ -44,34 +44,36 @@ def queued(slurm: Any, job_id: str) -> bool:
     return slurm.run("login", ["squeue", "-h", "-o", "%i"], user="svc").stdout.split().count(job_id) == 1
 
 
-def test_the_first_sweep_says_what_the_second_does(task: Any, orphan: str, slurm: Any) -> None:
-    assert orphan in sweep(task, "failed")["noted"]
+def test_the_first_sweep_reports_the_orphan_that_the_second_cancels(
+    task: Any, orphan: str, slurm: Any
+) -> None:
+    assert orphan in sweep(task, "failed")["seen"]
     assert queued(slurm, orphan)
     assert sweep(task, "failed")["cancelled"] == [orphan]
     assert not queued(slurm, orphan)
 
 
 @pytest.mark.parametrize("state", ["running", "queued"])
-def test_a_job_whose_run_goes_on_is_left_alone(task: Any, orphan: str, slurm: Any, state: str) -> None:
+def test_a_job_whose_run_is_active_is_not_cancelled(task: Any, orphan: str, slurm: Any, state: str) -> None:
     for _ in range(2):
         assert sweep(task, state)["cancelled"] == []
     assert queued(slurm, orphan)
 
 
-def test_a_run_of_another_airflow_is_never_touched(task: Any, orphan: str, slurm: Any) -> None:
+def test_a_job_of_another_airflow_is_never_cancelled(task: Any, orphan: str, slurm: Any) -> None:
     for _ in range(2):
         assert orphan in sweep(task, None)["unknown"]
     assert queued(slurm, orphan)
 
 
-def test_a_dry_run_cancels_nothing_however_often(task: Any, orphan: str, slurm: Any) -> None:
+def test_repeated_dry_runs_cancel_nothing(task: Any, orphan: str, slurm: Any) -> None:
     for _ in range(2):
-        assert sweep(task, "failed", only_say="True")["cancelled"] == []
+        assert sweep(task, "failed", report_only="True")["cancelled"] == []
     assert sweep(task, "failed")["cancelled"] == []
     assert queued(slurm, orphan)
 
 
-def test_a_job_of_somebody_with_such_a_name_is_none_of_ours(task: Any, slurm: Any) -> None:
+def test_a_foreign_job_with_a_name_like_llm_bridges_is_ignored(task: Any, slurm: Any) -> None:
     script = "#!/bin/bash\nsleep 60\n"
     argv = ["sbatch", "--parsable", "--job-name=llmb-t-1", "--begin=now+1hour", f"--chdir={slurm.workspace}"]
     job_id = slurm.run("login", argv, user="svc", input=script).stdout.strip()
@@ -79,10 +81,12 @@ def test_a_job_of_somebody_with_such_a_name_is_none_of_ours(task: Any, slurm: An
     slurm.run("ctl", ["scancel", job_id])
 
 
-def test_a_cluster_that_is_away_is_skipped(task: Any, slurm: Any) -> None:
+def test_an_unreachable_cluster_is_skipped(task: Any, slurm: Any) -> None:
     slurm.stop("sshd")
     try:
-        with pytest.raises(AirflowSkipException, match="cannot be asked now"):
+        with pytest.raises(
+            AirflowSkipException, match="cluster test unavailable; the next sweep tries again"
+        ):
             sweep(task, "failed")
     finally:
         slurm.start("sshd")

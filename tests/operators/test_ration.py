@@ -1,4 +1,4 @@
-"""Slurm commands within the site's ration, and what a busy triggerer costs slurmctld."""
+"""The site's rate limit for Slurm commands (``rpc_budget``)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from llm_bridge.config.cluster import Cluster, RpcBudget
-from llm_bridge.slurm.client import RationUsedUp, SlurmClient
-from llm_bridge.transport import connect
+from llm_bridge.exceptions import RateLimitExceeded
+from llm_bridge.slurm.client import open_client
 
 
-def rationed(site: dict[str, Any], workspace: str, burst: int, per_minute: float) -> Cluster:
+def limited(site: dict[str, Any], workspace: str, burst: int, per_minute: float) -> Cluster:
     budget = RpcBudget(burst=burst, per_minute=per_minute)
     return Cluster(
         name="test", **{**site, "rpc_budget": budget, "workspace": f"{site['workspace']}/{workspace}"}
@@ -22,32 +22,31 @@ def rationed(site: dict[str, Any], workspace: str, burst: int, per_minute: float
 
 def call(cluster: Cluster, *reserves: int) -> list[Any]:
     async def all_of_them() -> list[Any]:
-        async with connect(cluster) as transport:
-            client = SlurmClient(cluster, transport)
-            calls = [client.slurm(["sinfo", "-h"], reserve=reserve) for reserve in reserves]
+        async with open_client(cluster) as client:
+            calls = [client.run(["sinfo", "-h"], reserve=reserve) for reserve in reserves]
             return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(all_of_them())
 
 
-def test_a_used_up_ration_makes_commands_wait_for_their_turn(site: dict[str, Any]) -> None:
-    cluster = rationed(site, "slow", burst=2, per_minute=60)
+def test_commands_beyond_the_rate_limit_wait(site: dict[str, Any]) -> None:
+    cluster = limited(site, "slow", burst=2, per_minute=60)
     began = time.monotonic()
     answers = call(cluster, 0, 0, 0, 0, 0)
     assert [answer.code for answer in answers] == [0] * 5
-    assert time.monotonic() - began > 2.5  # two at once, then one a second
+    assert time.monotonic() - began > 2.5  # two at once, then one per second
 
 
-def test_polling_leaves_the_last_calls_to_submissions_and_cancels(site: dict[str, Any]) -> None:
-    cluster = rationed(site, "reserved", burst=4, per_minute=1)
+def test_polling_reserves_the_last_calls_for_submissions_and_cancellations(site: dict[str, Any]) -> None:
+    cluster = limited(site, "reserved", burst=4, per_minute=1)
     (done,) = call(cluster, 3)
     assert done.code == 0
     (refused,) = call(cluster, 3)
-    assert isinstance(refused, RationUsedUp) and refused.seconds > 30
+    assert isinstance(refused, RateLimitExceeded) and refused.seconds > 30
     assert [answer.code for answer in call(cluster, 0, 0, 0)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("key", "value"), [("burst", 0), ("per_minute", 0)])
-def test_a_ration_that_allows_nothing_is_refused(key: str, value: int) -> None:
+def test_a_rate_limit_that_allows_nothing_is_refused(key: str, value: int) -> None:
     with pytest.raises(ValueError):
         RpcBudget(**{"burst": 1, "per_minute": 1, key: value})

@@ -1,4 +1,4 @@
-"""Ray operators against a real Ray cluster, brought up by them on two nodes of the real Slurm cluster."""
+"""Ray operators with a real Ray cluster that they start on two nodes of the real Slurm cluster."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from urllib.parse import urlsplit
 import pytest
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 
-from llm_bridge.failures.errors import RayJobFailed, SlurmJobFailed
-from llm_bridge.ray.client import RayRefused, RayTarget, as_target, ray_client
-from llm_bridge.ray.job import RayJob
-from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
-from llm_bridge.ray.sensors import RayJobSensor
-from llm_bridge.ray.triggers import RayJobTrigger
-from llm_bridge.slurm.job import Resources, SlurmJob
-from llm_bridge.slurm.teardown import SlurmCancelOperator
+from llm_bridge.exceptions import RayRequestError
+from llm_bridge.operators.exceptions import RayJobFailed, SlurmJobFailed
+from llm_bridge.operators.ray import RayClusterOperator, RaySubmitJobOperator
+from llm_bridge.operators.slurm import SlurmCancelOperator
+from llm_bridge.ray.client import RayTarget, ray_client
+from llm_bridge.ray.events import RayEndReason, RayJobEvent
+from llm_bridge.ray.spec import RayJob
+from llm_bridge.sensors.ray import RayJobSensor
+from llm_bridge.slurm.spec import Resources, SlurmJob
+from llm_bridge.triggers.ray import RayJobTrigger
 
 SETTINGS = {
     "nodes": 2,
@@ -48,7 +50,7 @@ def cluster_job(workspace: Any, name: str, **settings: Any) -> SlurmJob:
 
 @pytest.fixture(scope="module")
 def ray(slurm: Any, new_task: Any) -> Iterator[dict[str, Any]]:
-    """What RayClusterOperator returned for a cluster of two nodes with eight GPUs each."""
+    """Output of RayClusterOperator for a cluster of two nodes with eight GPUs each."""
     job = cluster_job(slurm.workspace, "ray-module")
     task = new_task("ray-module")
     up = task.run(RayClusterOperator(task_id="up", job=job))
@@ -57,9 +59,9 @@ def ray(slurm: Any, new_task: Any) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slurm on this machine names a lost node within seconds, so a failed job need not wait long for that."""
-    monkeypatch.setattr("llm_bridge.ray.by_files.CAUSE_SECONDS", 3.0)
+def short_wait_for_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm on this machine reports a lost node within seconds, so a failed job need not wait long for that."""
+    monkeypatch.setattr("llm_bridge.triggers.ray_from_files.CAUSE_SECONDS", 3.0)
 
 
 def submit(task: Any, ray: dict[str, Any], *command: str) -> dict[str, Any]:
@@ -95,8 +97,10 @@ def test_its_output_is_in_the_log_within_two_seconds(
     code = "import time\nfor i in range(8): print('at', time.time(), flush=True); time.sleep(0.7)"
     wait(task, submit(task, ray, "python3", "-c", code))
     rows = re.findall(r"^(\S+)Z \[info *\] at (\S+)", capsys.readouterr().out, re.MULTILINE)
-    late = [datetime.fromisoformat(f"{logged}+00:00").timestamp() - float(said) for logged, said in rows]
-    # The first lines may have been there before anybody looked.
+    late = [
+        datetime.fromisoformat(f"{logged}+00:00").timestamp() - float(written) for logged, written in rows
+    ]
+    # The first lines may have been written before the first poll.
     assert len(late) == 8 and median(late) < 2, late
 
 
@@ -107,7 +111,7 @@ def test_arguments_reach_the_entrypoint_as_data(new_task: Any, ray: dict[str, An
     assert f"args {nasty}" in logged()
 
 
-def test_a_failed_job_is_told_with_exit_code_and_last_lines(new_task: Any, ray: dict[str, Any]) -> None:
+def test_the_error_of_a_failed_job_has_exit_code_and_last_lines(new_task: Any, ray: dict[str, Any]) -> None:
     task = new_task("ray-fails")
     with pytest.raises(RayJobFailed) as error:
         wait(task, submit(task, ray, "python3", "-c", "print('the reason'); raise SystemExit(3)"))
@@ -141,12 +145,12 @@ def test_a_cleared_submit_stops_the_old_job_and_makes_a_new_one(new_task: Any, r
         wait(task, old)
 
 
-def test_a_program_of_include_jobs_gets_its_settings_as_a_file(
+def test_a_program_of_the_archive_gets_its_settings_as_a_file(
     new_task: Any, ray: dict[str, Any], slurm: Any
 ) -> None:
-    """ppo.py itself is run by tests/e2e; here it must only find and refuse its settings."""
+    """The program ppo itself runs in tests/e2e; here it must only read and refuse its settings."""
     task = new_task("ray-program")
-    job = RayJob(program="ppo.py", settings={"run": "$(id) 'グ'"}, directory=f"{slurm.workspace}/ray-program")
+    job = RayJob(program="ppo", settings={"run": "$(id) 'グ'"}, directory=f"{slurm.workspace}/ray-program")
     submitted = RaySubmitJobOperator(task_id="submit", ray=ray, job=job).execute(task.context)
     settings = slurm.run(
         "login", ["cat", f"{submitted['attempt_directory']}/settings.json"], user="svc"
@@ -167,49 +171,57 @@ def test_a_request_without_the_token_is_refused(ray: dict[str, Any], slurm: Any)
     assert done.stdout.strip() == "401"
 
 
-def test_a_wrong_token_is_told_as_such(ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through a plain address, as a cluster of somebody else's would be reached."""
+def test_the_error_of_a_wrong_token_says_so(ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster is reached by its address, as one that llm-bridge did not start."""
     monkeypatch.setenv("AIRFLOW_CONN_RAY_WRONG", json.dumps({"conn_type": "http", "password": "0" * 64}))
     where = urlsplit(ray["result"]["dashboard"])
 
     async def ask() -> Any:
-        async with await SSHHookAsync(ssh_conn_id="slurm_test").get_conn() as ssh:
+        async with await SSHHookAsync(ssh_conn_id="slurm_local").get_conn() as ssh:
             port = (await ssh.forward_local_port("127.0.0.1", 0, where.hostname, where.port)).get_port()
             target = RayTarget(address=f"http://127.0.0.1:{port}", conn_id="ray_wrong")
             async with ray_client(target) as client:
                 await client.job("any")
 
-    with pytest.raises(RayRefused, match="refused the token"):
+    with pytest.raises(RayRequestError, match="refused the token"):
         asyncio.run(ask())
 
 
 HANGS = "import os, signal; print('step one', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
 
 
-def test_a_driver_that_hangs_is_stopped_and_the_event_says_why(new_task: Any, ray: dict[str, Any]) -> None:
+def test_a_driver_that_hangs_is_stopped_and_the_event_has_the_reason(
+    new_task: Any, ray: dict[str, Any]
+) -> None:
     task = new_task("ray-hangs")
     submitted = submit(task, ray, "python3", "-c", HANGS)
     sensor = RayJobSensor(task_id="wait", submitted=submitted, hang_minutes=0.1, on_hang="retry")
-    with pytest.raises(RayJobFailed, match="It hung: no output and no new step") as failed:
+    with pytest.raises(RayJobFailed, match="The job hung: no output and no new step") as failed:
         task.run(sensor)
-    hang = failed.value.event["hang"]
-    assert failed.value.event["notice"].startswith("hang: ")
-    assert hang["ended"] and hang["nodes"] == "n[1-2]"
-    assert any("T (stopped)" in line and "step one" in line for line in hang["stacks"]), hang["stacks"]
+    event = failed.value.event
+    assert event.notice.startswith("hang: ")
+    assert event.hang and event.hang.ended and event.hang.nodes == "n[1-2]"
+    stacks = event.hang.stacks
+    assert any("T (stopped)" in line and "step one" in line for line in stacks), stacks
     assert wait(task, submit(new_task("ray-hangs-2"), ray, "true"))["status"] == "SUCCEEDED"
 
 
-def test_a_driver_that_is_followed_by_the_dashboard_alone_can_hang_too(
+def test_a_hang_is_also_detected_if_the_driver_is_followed_by_the_dashboard_alone(
     new_task: Any, ray: dict[str, Any]
 ) -> None:
     task = new_task("ray-hangs-there")
     submission = submit(task, ray, "python3", "-c", HANGS)["submission_id"]
     hang = {"minutes": 0.1, "action": "retry"}
-    event = asyncio.run(RayJobTrigger(as_target(ray), submission, poll_seconds=1, hang=hang).outcome())
-    assert event["status"] == "STOPPED" and event["hang"]["ended"] and event["hang"]["stacks"] == []
+    target = RayTarget.from_output(ray).to_json()
+    trigger = RayJobTrigger(target, submission, poll_seconds=1, hang=hang)
+    event = RayJobEvent.from_json(asyncio.run(trigger.outcome()))
+    assert event.end is RayEndReason.STOPPED
+    assert event.hang and event.hang.ended and event.hang.stacks == ()
 
 
-def test_a_lost_cluster_is_named_as_the_cause_and_not_a_refused_connection(slurm: Any, new_task: Any) -> None:
+def test_the_cause_of_a_lost_cluster_is_the_end_of_its_slurm_job_and_not_a_refused_connection(
+    slurm: Any, new_task: Any
+) -> None:
     task = new_task("ray-lost")
     job = cluster_job(slurm.workspace, "ray-lost", gpus_per_node=4)
     job = job.model_copy(update={"resources": Resources(nodes=2, gpus_per_node=4, cpus_per_task=8)})
@@ -232,28 +244,28 @@ def test_a_lost_cluster_is_named_as_the_cause_and_not_a_refused_connection(slurm
         RayJobSensor(task_id="wait", submitted=submitted).execute_complete(task.context, event)
 
 
-def test_a_cluster_that_cannot_come_up_leaves_no_job_behind(slurm: Any, new_task: Any, jobs: Any) -> None:
-    """The settings ask for more GPUs than the job was given."""
+def test_a_cluster_that_cannot_start_leaves_no_job_behind(slurm: Any, new_task: Any, jobs: Any) -> None:
+    """The settings require more GPUs than the job has."""
     task = new_task("ray-cannot")
     job = cluster_job(slurm.workspace, "ray-cannot", gpus_per_node=16)
     job = job.model_copy(update={"resources": Resources(nodes=2, gpus_per_node=1, cpus_per_task=4)})
     with pytest.raises(SlurmJobFailed) as error:
         task.run(RayClusterOperator(task_id="up", job=job))
     assert "n3" in str(error.value) or "n1" in str(error.value)
-    key = task.store.values["llm_bridge_attempt"]["key"]
+    key = task.store["llm_bridge_attempt"]["key"]
     states = slurm.run("login", ["squeue", "-h", "-o", "%j"], user="svc").stdout
     assert key not in states
 
 
-def test_a_site_that_forbids_port_forwarding_is_no_obstacle(
+def test_ray_jobs_run_at_a_site_that_forbids_port_forwarding(
     ray: dict[str, Any], slurm: Any, new_task: Any
 ) -> None:
-    def forwarding(word: str) -> None:
-        change = f"sed -i 's/^AllowTcpForwarding .*/AllowTcpForwarding {word}/' /etc/ssh/sshd_config"
+    def forwarding(value: str) -> None:
+        change = f"sed -i 's/^AllowTcpForwarding .*/AllowTcpForwarding {value}/' /etc/ssh/sshd_config"
         assert slurm.run("login", ["sh", "-c", change]).returncode == 0
         slurm.restart("sshd")
         now = slurm.run("login", ["grep", "^AllowTcpForwarding", "/etc/ssh/sshd_config"]).stdout
-        assert now.split() == ["AllowTcpForwarding", word]
+        assert now.split() == ["AllowTcpForwarding", value]
 
     forwarding("no")
     try:

@@ -1,4 +1,4 @@
-"""A Ray job's failure names the real cause when its cluster ends: each for real, on clusters of its own."""
+"""The failure of a Ray job names the real cause when its cluster ends; each test has a cluster of its own."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from llm_bridge.failures.errors import RayJobFailed
-from llm_bridge.ray.job import RayJob
-from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
-from llm_bridge.ray.sensors import RayJobSensor
-from llm_bridge.slurm.cancel import cancel_and_wait
-from llm_bridge.slurm.job import Resources, SlurmJob
-from tests.operators.small_ray import SETTINGS
+from llm_bridge.operators.exceptions import RayJobFailed
+from llm_bridge.operators.ray import RayClusterOperator, RaySubmitJobOperator
+from llm_bridge.ray.spec import RayJob
+from llm_bridge.sensors.ray import RayJobSensor
+from llm_bridge.slurm.cancellation import cancel_and_wait
+from llm_bridge.slurm.spec import Resources, SlurmJob
+from testing.small_ray import SETTINGS
 
 Fault = Callable[[str], Any]
 
 
 @pytest.fixture
 def lose(slurm: Any, new_task: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """Run a Ray job on a cluster of its own, do something to that, and give what the waiting task says."""
+    """Run a Ray job on a cluster of its own, damage that, and return the error of the waiting task."""
     ids: list[str] = []
 
     def run(nodes: list[str], fault: Fault, **options: Any) -> str:
@@ -64,34 +64,36 @@ def lose(slurm: Any, new_task: Any, request: pytest.FixtureRequest) -> Iterator[
     asyncio.run(cancel_and_wait("test", ids))
 
 
-def test_who_cancelled_the_cluster_is_told(lose: Any, slurm: Any) -> None:
-    told = lose(["n1"], lambda job_id: slurm.run("login", ["scancel", job_id], user="svc"))
-    assert "lost its cluster: Slurm job" in told and "was cancelled: CANCELLED" in told
-    assert "by user svc (uid " in told
+def test_the_error_names_the_user_that_cancelled_the_cluster(lose: Any, slurm: Any) -> None:
+    error = lose(["n1"], lambda job_id: slurm.run("login", ["scancel", job_id], user="svc"))
+    assert "lost its cluster: Slurm job" in error and "was cancelled: CANCELLED" in error
+    assert "by user svc (uid " in error
 
 
-def test_a_node_that_is_lost_with_the_guard_on_it_is_named(lose: Any, slurm: Any) -> None:
-    """Nobody is left on the nodes to say why: the head's node, and the batch script, are gone."""
+def test_the_error_names_a_lost_node_that_the_head_guard_ran_on(lose: Any, slurm: Any) -> None:
+    """No program on the nodes can report the cause: the head's node, and with it the batch script, is off."""
     try:
-        told = lose(["n3", "n4"], lambda job_id: slurm.power_off("n3"))
+        error = lose(["n3", "n4"], lambda job_id: slurm.power_off("n3"))
     finally:
         slurm.power_on("n3")
-    assert "lost a node: NODE_FAIL" in told
-    assert "(n3 is down" in told and "n4 is" not in told
+    assert "lost a node: NODE_FAIL" in error
+    assert "(n3 is down" in error and "n4 is" not in error
 
 
-def test_a_cluster_that_ran_into_its_time_limit_is_told_as_that(lose: Any, slurm: Any) -> None:
+def test_the_error_of_a_cluster_that_reached_its_time_limit_says_so(lose: Any, slurm: Any) -> None:
     def time_is_up(job_id: str) -> None:
         slurm.run("ctl", ["scontrol", "update", f"jobid={job_id}", "EndTime=now"])
 
     assert "ran into its time limit: TIMEOUT" in lose(["n1"], time_is_up)
 
 
-def test_a_head_that_was_killed_is_told_in_rays_own_words(lose: Any, slurm: Any) -> None:
-    """As the kernel does when a node's memory is used up."""
+def test_the_error_of_a_killed_head_has_rays_own_message(lose: Any, slurm: Any) -> None:
+    """The kernel kills a process in this way when a node runs out of memory."""
 
     def kill_gcs(job_id: str) -> None:
         assert slurm.run("n1", ["pkill", "-KILL", "-f", "gcs_server"]).returncode == 0
 
-    told = lose(["n1", "n2"], kill_gcs)
-    assert "It says: n1: Ray ended with exit code" in told and "gcs_server [exit code=-9]" in told
+    error = lose(["n1", "n2"], kill_gcs)
+    assert (
+        "The job's own reason: n1: Ray ended with exit code" in error and "gcs_server [exit code=-9]" in error
+    )

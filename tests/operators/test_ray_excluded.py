@@ -1,4 +1,4 @@
-"""A node that fails the preflight of a Ray cluster is left out by the retry."""
+"""A retry excludes a node that fails the preflight of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from llm_bridge.failures.errors import SlurmJobFailed
-from llm_bridge.ray.operators import RayClusterOperator
-from llm_bridge.slurm.cancel import close_and_cancel
-from llm_bridge.slurm.job import Resources, SlurmJob
-from tests.operators import small_ray
+from llm_bridge.operators.exceptions import SlurmJobFailed
+from llm_bridge.operators.ray import RayClusterOperator
+from llm_bridge.slurm.cancellation import close_and_cancel
+from llm_bridge.slurm.spec import Resources, SlurmJob
+from testing import small_ray
 
 PREFLIGHT = {
     "gpus_per_node": 1,
@@ -24,7 +24,7 @@ PREFLIGHT = {
 SETTINGS = {**small_ray.SETTINGS, "nodes": 2, "preflight": PREFLIGHT}
 
 
-def test_a_node_that_fails_the_preflight_is_named_and_the_retry_does_without_it(
+def test_a_node_that_fails_the_preflight_is_named_and_the_retry_excludes_it(
     new_task: Any, slurm: Any, logged: Any
 ) -> None:
     stage = f"{slurm.workspace}/excluded"
@@ -50,7 +50,7 @@ def test_a_node_that_fails_the_preflight_is_named_and_the_retry_does_without_it(
         task.retry()
         ready = task.run(up)
         assert "n2" not in [node["name"] for node in ready["result"]["nodes"]]
-        assert any("leaves out n2" in line for line in logged())
+        assert any("excluding n2, which failed before" in line for line in logged())
     finally:
         slurm.run("n2", ["umount", "/mnt"])
         asyncio.run(close_and_cancel("test", stage))

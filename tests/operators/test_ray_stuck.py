@@ -1,4 +1,4 @@
-"""A hung Ray job that Ray itself cannot stop, on a real cluster: it ends with its cluster and comes back on another."""
+"""A hung Ray job that Ray cannot stop, on a real cluster: it ends with its cluster and resumes on another."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from llm_bridge.failures.decision import RetryByCause
-from llm_bridge.failures.errors import RayJobFailed
-from llm_bridge.ray.job import RayJob
-from llm_bridge.ray.operators import RayClusterOperator, RaySubmitJobOperator
-from llm_bridge.ray.sensors import RayJobSensor
-from llm_bridge.slurm.cancel import cancel_and_wait
-from llm_bridge.slurm.job import Resources, SlurmJob
-from llm_bridge.slurm.teardown import SlurmCancelOperator
-from tests.operators.small_ray import SETTINGS
+from llm_bridge.operators.exceptions import RayJobFailed
+from llm_bridge.operators.ray import RayClusterOperator, RaySubmitJobOperator
+from llm_bridge.operators.retry_policy import DiagnosisRetryPolicy
+from llm_bridge.operators.slurm import SlurmCancelOperator
+from llm_bridge.ray.spec import RayJob
+from llm_bridge.remote import attempt_dir
+from llm_bridge.sensors.ray import RayJobSensor
+from llm_bridge.slurm.cancellation import cancel_and_wait
+from llm_bridge.slurm.spec import Resources, SlurmJob
+from testing.small_ray import SETTINGS
 
 # The driver stops a part of Ray on its node, as SIGSTOP from outside would, and then itself.
 HANGS = """
@@ -37,7 +38,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("part", ["ray::JobSupervisor", "dashboard/dashboard.py"])
-def test_a_hung_job_that_ray_cannot_stop_ends_with_its_cluster_and_comes_back_on_another(
+def test_a_hung_job_that_ray_cannot_stop_ends_with_its_cluster_and_resumes_on_another(
     part: str, slurm: Any, new_task: Any, logged: Any
 ) -> None:
     name = part.partition("/")[0].replace("::", "-")
@@ -55,19 +56,21 @@ def test_a_hung_job_that_ray_cannot_stop_ends_with_its_cluster_and_comes_back_on
         def wait(job: RayJob, **more: Any) -> RayJobSensor:
             return RayJobSensor(task_id="wait", submitted=submitted, job=job, ray_cluster=cluster_job, **more)
 
-        with pytest.raises(RayJobFailed, match="It hung") as failed:
+        with pytest.raises(RayJobFailed, match="The job hung") as failed:
             task.run(wait(job, hang_minutes=0.1, on_hang="retry", retries=1))
         lines = logged()
-        assert any("Ray does not end it: cancelling its cluster" in line for line in lines)
+        assert any("Ray did not stop job" in line and "cancelling its cluster" in line for line in lines)
         error = failed.value
         assert error.diagnosis.kind == "hang" and error.diagnosis.evidence.startswith("hang: no output")
         assert asyncio.run(cancel_and_wait("test", [ray["job_id"]], seconds=60)) == []
-        assert RetryByCause().evaluate(error, 1, 1).action.value == "retry"
+        assert DiagnosisRetryPolicy().evaluate(error, 1, 1).action.value == "retry"
 
         task.retry()
-        done = task.run(wait(RayJob(entrypoint=["python3", "-c", "print('anew')"], directory=stage)))
+        done = task.run(wait(RayJob(entrypoint=["python3", "-c", "print('again')"], directory=stage)))
         assert done["status"] == "SUCCEEDED" and done["submission_id"] != submitted["submission_id"]
         assert task.xcoms["slurm_job"]["job_id"] != ray["job_id"]
     finally:
-        down = SlurmCancelOperator(task_id="down", stage=lambda context: ("test", stage, f"{stage}/again"))
+        down = SlurmCancelOperator(
+            task_id="down", stage=lambda context: ("test", stage, f"{stage}/{attempt_dir.RECOVERY}")
+        )
         down.execute(submitter.context)

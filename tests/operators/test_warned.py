@@ -1,4 +1,4 @@
-"""A job that is warned before its end, by the real Slurm; tests/e2e has the time limit, and a training that saves."""
+"""A job that the real Slurm signals before its end; tests/e2e has the time limit, and a training that saves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from llm_bridge.slurm.job import Resources, SlurmJob
-from llm_bridge.slurm.operators import SlurmSubmitOperator
-from tests.operators.test_submit import until
+from llm_bridge.operators.slurm import SlurmSubmitOperator
+from llm_bridge.slurm.spec import Resources, SlurmJob
+from testing.waiting import until
 
-# Ends well as soon as it is warned, and gives back when its end would have been.
+# Succeeds as soon as it is signalled; its result is the time at which Slurm would have ended it.
 SAVES = """\
 #!/bin/bash
 until [ -s "$LLM_BRIDGE_ENDS_SOON" ]; do sleep 0.2; done
@@ -20,19 +20,19 @@ printf '{"ends": %s}' "$(cat "$LLM_BRIDGE_ENDS_SOON")" > result.json
 """
 
 
-def warned(slurm: Any, **resources: Any) -> SlurmSubmitOperator:
+def signalled(slurm: Any, **resources: Any) -> SlurmSubmitOperator:
     job = SlurmJob(
         cluster="test",
         script=SAVES,
-        directory=f"{slurm.workspace}/warned-{time.monotonic_ns()}",
+        directory=f"{slurm.workspace}/signalled-{time.monotonic_ns()}",
         resources=Resources(time_limit="60", **resources),
-        warned=True,
+        signal_before_timeout=True,
     )
     return SlurmSubmitOperator(task_id="t", job=job)
 
 
-def test_a_preempted_job_learns_when_its_grace_time_ends(task: Any, slurm: Any) -> None:
-    operator = warned(slurm, partition="lowgrace", nodes=4, exclusive=True)
+def test_a_preempted_job_gets_the_end_of_its_grace_time(task: Any, slurm: Any) -> None:
+    operator = signalled(slurm, partition="lowgrace", nodes=4, exclusive=True)
     trigger = task.start(operator)
     until(lambda: state(slurm, trigger.job_id) == "RUNNING")
     time.sleep(1)

@@ -1,1 +1,1 @@
-"""Cluster files, recipes and what a user typed into the trigger form; all checked before anything runs."""
+"""Cluster files, recipes and the fields of the trigger form; all are validated before anything runs."""

@@ -1,18 +1,22 @@
-"""What llm-bridge knows of one Slurm site: ``include/clusters/NAME.yaml``."""
+"""Cluster file: the description of one Slurm site, ``include/clusters/NAME.yaml``."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from llm_bridge.config import sbatch_options
 from llm_bridge.config.hang import Minutes, OnHang
-from llm_bridge.config.values import (
+from llm_bridge.config.types import (
     AbsolutePath,
     Count,
+    FrozenModel,
+    GpuType,
     Memory,
+    OptionName,
+    OptionValue,
     SlurmWord,
-    Strict,
     Text,
     TimeLimit,
     UrlTemplate,
@@ -20,8 +24,8 @@ from llm_bridge.config.values import (
 )
 
 
-class Environment(Strict):
-    """How a job gets at Python, torch and verl: modules first, then one of venv, conda or container."""
+class Environment(FrozenModel):
+    """Environment with Python, torch and verl for jobs: modules first, then one of venv, conda or container."""
 
     modules: list[SlurmWord] = []
     module_init: AbsolutePath = "/etc/profile.d/modules.sh"
@@ -33,7 +37,7 @@ class Environment(Strict):
     container_mounts: list[Text] = []
 
     @model_validator(mode="after")
-    def _one_way_in(self) -> Environment:
+    def _at_most_one(self) -> Environment:
         given = [name for name in ("venv", "conda", "container") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"set one of venv, conda, container; {' and '.join(given)} are set")
@@ -42,19 +46,50 @@ class Environment(Strict):
         return self
 
 
-class StageDefaults(Strict):
-    """Slurm settings that one stage needs differently on this cluster."""
+class SlurmDefaults(FrozenModel):
+    """Slurm settings of jobs: of a cluster, of one of its stages, or of one job.
+
+    None means the less specific value: a job's is its stage's, that is the cluster's, and that is Slurm's default.
+    """
 
     partition: SlurmWord | None = None
     account: SlurmWord | None = None
     qos: SlurmWord | None = None
+    reservation: SlurmWord | None = None
+    constraint: OptionValue | None = None
+    nodelist: SlurmWord | None = None
+    exclude: SlurmWord | None = None
+    gpu_type: GpuType | None = None
     cpus_per_task: Count | None = None
     mem: Memory | None = None
+    mem_per_cpu: Memory | None = None
     time_limit: TimeLimit | None = None
+    # Any other sbatch option, without the leading dashes; an empty value makes it a flag.
+    options: dict[OptionName, OptionValue | None] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _not_refused(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        if refused := sbatch_options.refusals(list(value)):
+            raise ValueError(f"{'; '.join(refused)}: remove it")
+        fields = {name.replace("_", "-") for name in cls.model_fields} | {"time", "nodes"}
+        if own := sorted(fields & set(value)):
+            raise ValueError(f"{', '.join(own)}: use the key of the same name instead (time_limit for time)")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_memory(self) -> Self:
+        if self.mem and self.mem_per_cpu:
+            raise ValueError("set mem (per node) or mem_per_cpu, not both: Slurm refuses a job with both")
+        return self
 
 
-class RaySettings(Strict):
-    """How Ray sits on this cluster's nodes."""
+class StageDefaults(SlurmDefaults):
+    """Slurm settings of one stage that differ from the cluster's; null means Slurm's default, not the cluster's."""
+
+
+class RaySettings(FrozenModel):
+    """Settings of Ray on this cluster's nodes."""
 
     ready_minutes: float = Field(default=15, gt=0, description="deadline for every node to have joined")
     object_store_gib: float | None = Field(
@@ -63,67 +98,75 @@ class RaySettings(Strict):
     cpus_per_node: Count | None = Field(default=None, description="Ray CPUs; the allocation's when empty")
     temp_dir: AbsolutePath = "/tmp/ray"
     idle_minutes: float | None = Field(
-        default=30, gt=0, description="ends itself after so long without a job"
+        default=30, gt=0, description="time without a job after which a cluster ends itself"
     )
     dashboard_url: UrlTemplate | None = Field(
         default=None,
-        description="where people reach a Ray dashboard: {host} and {port} are its place on the cluster",
+        description="URL of a Ray dashboard for browsers: {host} and {port} are its address on the cluster",
     )
 
 
-class Preflight(Strict):
-    """What a node must have before SFT or Ray starts on it; ``null`` in the cluster file leaves the look out."""
+class Preflight(FrozenModel):
+    """Requirements on a node before SFT or Ray starts on it; ``preflight: null`` in a cluster file skips the check."""
 
     min_free_gib: float = Field(default=10, ge=0, description="on the workspace and on the node's disk")
     max_clock_skew_seconds: float = Field(default=5, gt=0, description="between node and file server")
-    all_reduce_seconds: float = Field(default=120, ge=0, description="limit of the test; 0 leaves it out")
+    all_reduce_seconds: float = Field(
+        default=120, ge=0, description="limit of the all-reduce test; 0 skips it"
+    )
+    min_gib_per_second: float | None = Field(
+        default=None, gt=0, description="lowest rate of the all-reduce test; None means any"
+    )
+
+    @model_validator(mode="after")
+    def _rate_is_measured(self) -> Self:
+        if self.min_gib_per_second and not self.all_reduce_seconds:
+            raise ValueError("min_gib_per_second needs the all-reduce test: set all_reduce_seconds above 0")
+        return self
 
 
-class HubSettings(Strict):
-    """How jobs on this cluster reach the Hub."""
+class HubSettings(FrozenModel):
+    """Token with which jobs on this cluster access the Hub."""
 
     conn_id: Text | None = Field(default=None, description="Airflow connection whose password is the token")
-    token_file: AbsolutePath | None = Field(default=None, description="or a token file on the cluster")
+    token_file: AbsolutePath | None = Field(default=None, description="instead: a token file on the cluster")
 
 
-class RpcBudget(Strict):
-    """How many Slurm commands the site allows."""
+class RpcBudget(FrozenModel):
+    """Rate limit of the site for Slurm commands."""
 
-    burst: Count = Field(description="at once")
-    per_minute: float = Field(gt=0, description="refilled")
+    burst: Count = Field(description="commands at once")
+    per_minute: float = Field(gt=0, description="commands in the long run")
 
 
-class Cluster(Strict):
-    """One Slurm site. Every key is explained in ``include/clusters/example.yaml``."""
+class Cluster(SlurmDefaults):
+    """One Slurm site. ``include/clusters/example.yaml`` explains every key."""
 
     name: SlurmWord
     description: Text = ""
     ssh_conn_id: Text | None
     workspace: AbsolutePath
-    partition: SlurmWord | None = None
-    account: SlurmWord | None = None
-    qos: SlurmWord | None = None
-    constraint: SlurmWord | None = None
-    nodelist: SlurmWord | None = None
-    exclude: SlurmWord | None = None
     gpus_per_node: Count
-    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
-    cpus_per_task: Count | None = None
-    mem: Memory | None = None
-    time_limit: TimeLimit | None = None
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     device: Literal["cuda", "cpu"] = "cuda"
     environment: Environment = Environment()
     variables: dict[VariableName, Text] = {}
     network_interface: SlurmWord | None = None
-    stages: dict[Literal["prepare", "sft", "merge", "ppo", "upload"], StageDefaults] = {}
+    stages: dict[Literal["prepare", "sft", "merge", "ppo", "evaluate", "upload"], StageDefaults] = {}
     ray: RaySettings = RaySettings()
     preflight: Preflight | None = Preflight()
     hub: HubSettings = HubSettings()
     wandb_conn_id: Text | None = None
-    poll_seconds: float = Field(default=20, ge=0.5, le=600, description="between two squeue for all jobs")
+    poll_seconds: float = Field(
+        default=20, ge=0.5, le=600, description="interval of squeue, one for all jobs"
+    )
     rpc_budget: RpcBudget | None = None
     hang_minutes: Minutes | None = Field(
-        default=30, description="SFT and PPO without output; null or 0: never"
+        default=30, description="time without output after which SFT or PPO counts as hung; null or 0: never"
     )
     on_hang: OnHang = "report"
     login_python: AbsolutePath = "/usr/bin/python3"
+    slurm_bin: AbsolutePath | None = Field(
+        default=None,
+        description="directory of Slurm's commands, on login and compute nodes; PATH's when empty",
+    )

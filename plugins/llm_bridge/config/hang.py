@@ -1,4 +1,4 @@
-"""When a job counts as hung, and what is done then."""
+"""Hang detection settings: limits, and the action when a job counts as hung."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llm_bridge.config.values import Strict
+from llm_bridge.config.types import FrozenModel
 
 Minutes = Annotated[float, Field(ge=0, le=100_000)]
 OnHang = Literal["report", "retry"]
 
-# What a training may take beyond its limit until its first step: PPO needs 105 to 115 s to the first weight sync with a
-# 1B model and its first step is 15 to 40 s slower (verl 0.9.1 on H100s); large models load, and compile, for longer.
+# Added to a training's limit until its first step: PPO needs 105 to 115 s to the first weight sync with a 1B model and
+# its first step is 15 to 40 s slower (verl 0.9.1 on H100s); large models take longer to load and to compile.
 START_MINUTES = 15.0
 
 
-class Hang(Strict):
-    """No new output, a training's steps included, while the job runs and can be seen.
+class Hang(FrozenModel):
+    """Definition of a hang: no new output, a training's steps included, while the job runs and can be polled.
 
-    :param minutes: without output.
-    :param action: ``report`` only tells; ``retry`` also ends the job, so that the task's next try begins.
-    :param start_minutes: more, until the first step of a training is seen.
+    Attributes:
+        minutes: Time without output after which the job counts as hung.
+        action: ``report`` only sends an alert; ``retry`` also ends the job, so that the task's next try starts.
+        start_minutes: Added to ``minutes`` until the training's first step.
     """
 
     minutes: float = Field(gt=0)
@@ -29,6 +30,14 @@ class Hang(Strict):
     start_minutes: float = Field(default=0, ge=0)
 
     @classmethod
-    def of(cls, minutes: float | None, action: OnHang = "report", *, start_minutes: float = 0) -> Hang | None:
-        """From settings in which neither minutes nor 0 of them mean never."""
+    def from_settings(
+        cls, minutes: float | None, action: OnHang = "report", *, start_minutes: float = 0
+    ) -> Hang | None:
+        """Return the limits; None for ``minutes`` of None or 0, which mean never.
+
+        Args:
+            minutes: Time without output.
+            action: ``report`` or ``retry``.
+            start_minutes: Added until the training's first step.
+        """
         return cls(minutes=minutes, action=action, start_minutes=start_minutes) if minutes else None

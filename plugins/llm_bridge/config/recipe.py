@@ -1,56 +1,34 @@
-"""What to train: ``include/recipes/NAME.yaml``."""
+"""Recipe: model, data and settings of a training, ``include/recipes/NAME.yaml``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from llm_bridge.config.algorithm import Algorithm, check_name, with_preset
+from llm_bridge.config.data import Data
+from llm_bridge.config.evaluation import Evaluation
 from llm_bridge.config.hang import Minutes, OnHang
-from llm_bridge.config.values import Count, Memory, SlurmWord, Strict, Text, TimeLimit
-from llm_bridge.config.verl_keys import translate
+from llm_bridge.config.loggers import Loggers
+from llm_bridge.config.publish import Publish, read_publish
+from llm_bridge.config.reward import Reward, Trial, read_reward
+from llm_bridge.config.types import Count, FrozenModel, HubId, HubIdOrPath, JobSize, SlurmWord, Text
+from llm_bridge.config.verl_settings import translate
 
-# How SFT and PPO come by their nodes: see gsm8k_llama32_1b.yaml.
+# How nodes are allocated to SFT and PPO: see gsm8k_llama32_1b.yaml.
 Allocation = Literal["per_stage", "queue_ahead", "shared"]
-Stage = Literal["prepare", "sft", "ppo", "merge", "upload"]
-STAGES: tuple[Stage, ...] = ("prepare", "sft", "ppo", "merge", "upload")
+Stage = Literal["prepare", "sft", "ppo", "merge", "evaluate", "upload"]
+STAGES: tuple[Stage, ...] = ("prepare", "sft", "ppo", "merge", "evaluate", "upload")
 
-# Hub ids and absolute paths. The pattern keeps everything out that means something to a shell, hydra or a URL.
-ModelSource = Annotated[
-    str,
-    Field(
-        pattern=r"^(/[A-Za-z0-9_.+=@-]+(/[A-Za-z0-9_.+=@-]+)*|[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)$",
-        description="OWNER/NAME on the Hub, or an absolute path on the cluster",
-    ),
-]
-RepoId = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$", description="OWNER/NAME"),
-]
 VerlSettings = dict[str, Any]
 
 
-class Data(Strict):
-    """Where the training data come from: a GSM8K-shaped data set with columns ``question`` and ``answer``."""
-
-    source: ModelSource = "openai/gsm8k"
-    config: SlurmWord = "main"
-
-
-class JobSize(Strict):
-    """What a stage asks of Slurm; empty means the recipe's or the cluster's value."""
-
-    nodes: Count | None = None
-    gpus_per_node: Count | None = None
-    cpus_per_task: Count | None = None
-    mem: Memory | None = None
-    time_limit: TimeLimit | None = None
-
-
 class TrainStage(JobSize):
-    """A training stage: its size, and verl's own settings under verl's own names."""
+    """A training stage: its size, its data, and verl's own settings under verl's own names."""
 
-    keep: Count | None = Field(default=3, description="complete checkpoints that stay; all when empty")
+    data: Data | None = Field(default=None, description="the recipe's when empty")
+    keep: Count | None = Field(default=3, description="newest complete checkpoints to keep; all when empty")
     verl: VerlSettings = {}
     hang_minutes: Minutes | None = Field(default=None, description="the cluster's when empty; 0: never")
     on_hang: OnHang | None = Field(default=None, description="the cluster's when empty")
@@ -66,47 +44,88 @@ class Sft(TrainStage):
 
 
 class Ppo(TrainStage):
-    """PPO on a Ray cluster: ``verl.trainer.main_ppo``."""
+    """Reinforcement learning on a Ray cluster: ``verl.trainer.main_ppo``.
+
+    ``verl`` has the settings of ``algorithm`` too, under the recipe's own.
+    """
 
     init_from: Literal["sft", "base"] = "sft"
+    reward: Annotated[Reward | None, BeforeValidator(read_reward)] = Field(
+        default=None, description="verl's own choice by the data's data_source when empty"
+    )
+    reward_trial: Trial = "refuse"
+    algorithm: Algorithm = "ppo"
 
     @field_validator("verl")
     @classmethod
     def _current_names(cls, value: VerlSettings) -> VerlSettings:
         return translate("ppo", value)
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _known_algorithm(cls, value: Any) -> Any:
+        return check_name(value)
 
-class Wandb(Strict):
+    @model_validator(mode="after")
+    def _with_preset(self) -> Ppo:
+        verl = with_preset(self.algorithm, self.verl)
+        return self if verl == self.verl else self.model_copy(update={"verl": verl})
+
+
+class Wandb(FrozenModel):
     """Weights & Biases; the key comes from the cluster file's ``wandb_conn_id``."""
 
     entity: Text | None = None
     project: Text = "llm-bridge"
 
 
-class Hub(Strict):
-    """Where the trained model goes."""
+class Hub(FrozenModel):
+    """Destination of the trained model on the Hub."""
 
-    repo_id: RepoId | None = None
+    repo_id: HubId | None = None
     private: bool = True
+    lora: Literal["merged", "adapter"] = Field(
+        default="merged", description="form of a model trained with LoRA: whole, or only the adapter"
+    )
+    card: bool = Field(default=True, description="add a model card, unless a person wrote one")
+    keep_published: Count | None = Field(
+        default=None, description="newest nightly-DATE tags to keep; all when empty"
+    )
+    pull_request: bool = Field(
+        default=False, description="open a pull request instead of a commit on main; no tags are moved"
+    )
+
+    @model_validator(mode="after")
+    def _tags_of_a_commit(self) -> Hub:
+        if self.pull_request and self.keep_published:
+            raise ValueError("keep_published counts tags, and a pull_request moves none: remove one of them")
+        return self
 
 
-class Recipe(Strict):
+class Recipe(FrozenModel):
     """One training recipe. ``gsm8k_llama32_1b.yaml`` explains the keys."""
 
     name: SlurmWord
     description: Text = ""
-    base_model: ModelSource
+    base_model: HubIdOrPath
     data: Data = Data()
     nodes: Count = 1
     gpus_per_node: Count | None = Field(default=None, description="all of the cluster's when empty")
     allocation: Allocation = "per_stage"
+    stages: list[Stage] = Field(
+        default=list(STAGES), min_length=1, description="stages of a run whose trigger form selects none"
+    )
     sft: Sft = Sft()
     ppo: Ppo = Ppo()
     merge: JobSize = JobSize()
+    evaluate: Evaluation | None = Field(
+        default=None, description="without it, models are not evaluated and the stage does not run"
+    )
     prepare: JobSize = JobSize()
     upload: JobSize = JobSize()
-    logger: list[Literal["console", "wandb", "tensorboard", "file", "trackio"]] = ["console"]
+    logger: Loggers = ["console"]
     wandb: Wandb = Wandb()
     hub: Hub = Hub()
+    publish: Annotated[Publish, BeforeValidator(read_publish)] = Publish()
     cluster: SlurmWord | None = Field(default=None, description="cluster of nightly runs")
     schedule: Text | None = Field(default=None, description="cron line of nightly runs")

@@ -1,4 +1,4 @@
-"""Submit a Ray job once, and know what has become of it: the next try asks here before it submits anything."""
+"""Submit a task's Ray job exactly once, and read the state of submissions. Imports no Airflow."""
 
 from __future__ import annotations
 
@@ -7,52 +7,50 @@ import json
 import logging
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from airflow.sdk.exceptions import AirflowException
-
-from llm_bridge.keys import job_key
-from llm_bridge.ray import allocation
-from llm_bridge.ray.client import ENDED, RayClient, RayTarget, RayUnreachable, as_target, ray_client
-from llm_bridge.ray.job import RayJob
-from llm_bridge.slurm import fingerprint
-from llm_bridge.slurm.attempts import Attempt, clear_number, stored
-from llm_bridge.slurm.operators import task_directory
-from llm_bridge.slurm.script import launchers
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
+from llm_bridge.exceptions import RayClusterEnded, RayUnavailable
+from llm_bridge.ray import cluster_job
+from llm_bridge.ray.client import RayClient, RayJobDetails, RayTarget, ray_client
+from llm_bridge.ray.spec import RayJob
+from llm_bridge.remote import attempt_dir, node_archive
+from llm_bridge.remote.attempt_dir import Outcome
+from llm_bridge.slurm import attempts, fingerprint
+from llm_bridge.slurm.attempts import Attempt
+from llm_bridge.slurm.batch_script import AttemptFiles, ray_job_wrapper
+from llm_bridge.slurm.client import open_client
+from llm_bridge.slurm.submission import JobNotGone, log_archived
+from llm_bridge.task_state import TaskState
 
 STORE_KEY = "llm_bridge_ray_attempt"
-# The file of include/jobs that a Ray job is started through where its output is to be kept on the cluster's disk.
-WRAPPER = "ray_job.sh"
-# Ray ends a job within 4 s of being asked to (job_supervisor.py: RAY_JOB_STOP_WAIT_TIME_S).
-STOP_SECONDS = 30.0
+# Ray ends a job within 4 s of the request to stop it (job_supervisor.py: RAY_JOB_STOP_WAIT_TIME_S).
+STOP_TIMEOUT_SECONDS = 30.0
+# Between two polls of a job that was stopped.
+STOP_POLL_INTERVAL_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
 
-class ClusterGone(Exception):
-    """The Slurm job of the Ray cluster has ended, and with it every job on that cluster."""
-
-
-class Standing(Enum):
-    """What has become of a submission."""
+class SubmissionState(Enum):
+    """State of a submission; the value completes the sentence "Ray job X ..."."""
 
     UNKNOWN = "is not known to Ray"
-    GOES_ON = "waits or runs"
-    DONE = "has ended well"
-    FAILED = "has ended without success"
+    RUNNING = "waits or runs"
+    SUCCEEDED = "has succeeded"
+    FAILED = "has failed"
 
 
 @dataclass(frozen=True)
-class Where:
+class RayCluster:
     """A Ray cluster to submit to.
 
-    :param python: of the environment that the cluster runs in, for jobs that are a program.
-    :param dashboard: ``http://host:port``, as the cluster's own network has it.
+    Attributes:
+        target: Location of the cluster.
+        python: Path of the Python of the cluster's environment, for jobs that are a program of llm-bridge.
+        dashboard: ``http://host:port`` in the cluster's own network.
     """
 
     target: RayTarget
@@ -60,171 +58,227 @@ class Where:
     dashboard: str | None = None
 
     @classmethod
-    def of(cls, ray: dict[str, Any]) -> Where:
-        """What an operator returned, or ``{"address": ...}``."""
-        target, result = RayTarget(**as_target(ray)), ray.get("result") or {}
+    def from_output(cls, ray: Mapping[str, Any]) -> RayCluster:
+        """Return the cluster named in an operator's output, or in ``{"address": ...}``."""
+        target, result = RayTarget.from_output(ray), ray.get("result") or {}
         dashboard = ray.get("dashboard") or result.get("dashboard") or target.address
         return cls(target, ray.get("python") or result.get("python"), dashboard)
 
 
-async def standing(target: RayTarget, submission_id: str, directory: str) -> Standing:
-    """What has become of a submission: by the file that it leaves as it ends, else by Ray.
+def ray_job_fingerprint(job: RayJob) -> str:
+    """Return a Ray job's fingerprint: a hash of its program or command, and its settings."""
+    return fingerprint.compute(job.program or json.dumps(job.entrypoint), job.settings)
 
-    :param directory: the submission's, on the cluster; empty where there is none.
-    :raises ClusterGone: it left no such file, and its cluster has ended.
-    :raises RayUnreachable: the dashboard does not answer, though the cluster has not ended.
-    :raises LoginNodeUnreachable: no connection.
-    :raises SlurmUnreachable: slurmctld does not answer.
+
+async def submission_state(target: RayTarget, submission_id: str, directory: str) -> SubmissionState:
+    """Return the state of a submission: from its outcome file if it has written one, else from Ray.
+
+    Args:
+        target: Ray cluster that the job was submitted to.
+        submission_id: Ray's id of the job.
+        directory: The submission's directory on the cluster; empty if there is none.
+
+    Raises:
+        RayClusterEnded: There is no outcome file, and the cluster has ended.
+        RayUnavailable: The dashboard does not answer, though the cluster has not ended.
+        ClusterUnavailable: Login node or slurmctld do not answer.
     """
-    if target.cluster and directory:
-        outcome = await allocation.read_json(target.cluster, f"{directory}/outcome.json")
-        if outcome:
-            return Standing.FAILED if outcome["exit_code"] else Standing.DONE
+    if target.cluster and directory and (outcome := await _read_outcome(target.cluster, directory)):
+        return SubmissionState.FAILED if outcome.exit_code else SubmissionState.SUCCEEDED
     try:
         async with ray_client(target) as client:
-            return _read(await client.job(submission_id))
-    except RayUnreachable as error:
-        if end := await allocation.ended(target):
-            raise ClusterGone(f"the Ray cluster is gone: {end}") from error
+            return _state_of(await client.job(submission_id))
+    except RayUnavailable as error:
+        if end := await cluster_job.ended(target):
+            raise RayClusterEnded(f"the Ray cluster has ended: {end}") from error
         raise
 
 
-async def _left_by(target: RayTarget, attempt: Attempt) -> Standing:
-    """What has become of a submission to an earlier cluster, which has ended."""
-    if not target.cluster:
-        return Standing.FAILED
-    outcome = await allocation.read_json(target.cluster, f"{attempt.directory}/outcome.json")
-    return Standing.DONE if outcome and not outcome["exit_code"] else Standing.FAILED
+class RaySubmission:
+    """Submission of one task's Ray job.
 
-
-def _read(job: dict[str, Any] | None) -> Standing:
-    if job is None:
-        return Standing.UNKNOWN
-    if job["status"] not in ENDED:
-        return Standing.GOES_ON
-    return Standing.DONE if job["status"] == "SUCCEEDED" else Standing.FAILED
-
-
-async def submit_once(context: Context, where: Where, job: RayJob, *, again: bool = False) -> Attempt:
-    """Find this task's Ray job or submit it; its ``job_id`` is where it runs.
-
-    A retry finds the job that goes on or has ended well. The next one is submitted when the last has failed, when the
-    user has cleared the task (the last is stopped first, and seen to have ended), or when its cluster is another one.
-
-    :param again: in place of a job that another task has submitted: it goes on from what that one left.
-    :raises ClusterGone: the cluster has ended.
-    :raises RayRefused: the cluster refuses the job or the token.
-    :raises RayUnreachable: the dashboard does not answer, though the cluster has not ended.
-    :raises LoginNodeUnreachable: no connection.
-    :raises SlurmUnreachable: slurmctld does not answer.
+    Args:
+        cluster: Ray cluster to submit to.
+        job: Job to submit.
+        task: Task that the job belongs to, with a store that outlives its tries.
+        task_directory: The task's directory on the cluster, for a job without a directory of its own; None if the Ray
+            cluster is no Slurm job of llm-bridge.
+        resubmits: True if the job replaces one that another task submitted: it resumes from that job's outputs.
     """
-    target = where.target
-    runs_on = target.job_id or target.address or ""
-    stage = job.directory or (task_directory(target.cluster, context) if target.cluster else None)
-    names = f"{stage}/{'ray-again' if again else 'ray'}" if stage else ""
-    last = stored(context, STORE_KEY)
-    cleared = last is not None and last.was_cleared(context)
-    attempt = last or _attempt(context, names, 1, runs_on, fresh=not again)
-    if last and cleared:
-        log.info("the task was cleared: Ray job %s is over, the next one begins", last.key)
-        if last.job_id == runs_on:
-            await _stop(target, last)
-    if last and (cleared or last.over):
-        attempt = _attempt(context, names, last.number + 1, runs_on, fresh=cleared)
-    while True:
-        elsewhere = attempt.job_id != runs_on
-        found = await (
-            _left_by(target, attempt) if elsewhere else standing(target, attempt.key, attempt.directory)
+
+    def __init__(
+        self,
+        cluster: RayCluster,
+        job: RayJob,
+        task: TaskState,
+        *,
+        task_directory: str | None = None,
+        resubmits: bool = False,
+    ) -> None:
+        self.cluster = cluster
+        self.target = cluster.target
+        self.job = job
+        self.task = task
+        self.resubmits = resubmits
+        stage = job.directory or task_directory
+        prefix = attempt_dir.RAY_RESUBMIT_PREFIX if resubmits else attempt_dir.RAY_PREFIX
+        # Prefix of the attempts' directories, which their number follows; empty if they have none.
+        self._directories = f"{stage}/{prefix}" if stage else ""
+        self._runs_on = self.target.job_id or self.target.address or ""
+
+    async def submit(self) -> Attempt:
+        """Find this task's Ray job or submit it.
+
+        A retry finds a job that waits, runs or has succeeded. The next job is submitted if the last one failed, if it
+        was submitted to another cluster, or if the user cleared the task; then the last one is stopped first and has to
+        end.
+
+        Returns:
+            The attempt; its ``job_id`` names the cluster that it runs on (id of the Slurm job, or address).
+
+        Raises:
+            RayClusterEnded: The cluster has ended.
+            RayRequestError: The cluster refuses the job or the token.
+            RayUnavailable: The dashboard does not answer, though the cluster has not ended.
+            ClusterUnavailable: Login node or slurmctld do not answer.
+            JobNotGone: The task was cleared, and its previous job does not end.
+        """
+        attempt = await self._choose_attempt()
+        while True:
+            found = await self._state(attempt)
+            if found in (SubmissionState.SUCCEEDED, SubmissionState.RUNNING):
+                log.info("found Ray job %s: it %s", attempt.key, found.value)
+                attempt.save(self.task, STORE_KEY)
+                return attempt
+            if found is SubmissionState.UNKNOWN:
+                break
+            log.info("Ray job %s %s; submitting the next one", attempt.key, found.value)
+            attempt = self._attempt(attempt.number + 1, is_first=attempt.is_first)
+        attempt.save(
+            self.task, STORE_KEY
+        )  # before the submission: a worker that dies after it must find the job
+        command = await self._put_files(attempt)
+        async with ray_client(self.target) as client:
+            new = await client.submit(
+                attempt.key,
+                shlex.join(command),
+                runtime_env=self.job.runtime_env,
+                metadata={"llm_bridge": attempt.key},
+                **self.job.resources(),
+            )
+        log.info("%s Ray job %s", "submitted" if new else "found", attempt.key)
+        return attempt
+
+    async def _choose_attempt(self) -> Attempt:
+        last = attempts.load(self.task, STORE_KEY)
+        if last is None:
+            return self._attempt(1, is_first=not self.resubmits)
+        cleared = last.was_cleared(self.task)
+        if cleared:
+            log.info("task was cleared; submitting the next job in place of Ray job %s", last.key)
+            if last.job_id == self._runs_on:
+                await self._stop(last)
+        return self._attempt(last.number + 1, is_first=cleared) if cleared or last.over else last
+
+    async def _state(self, attempt: Attempt) -> SubmissionState:
+        if attempt.job_id == self._runs_on:
+            return await submission_state(self.target, attempt.key, attempt.directory)
+        # It was submitted to a previous cluster, which has ended.
+        if not self.target.cluster:
+            return SubmissionState.FAILED
+        outcome = await _read_outcome(self.target.cluster, attempt.directory)
+        succeeded = outcome is not None and not outcome.exit_code
+        return SubmissionState.SUCCEEDED if succeeded else SubmissionState.FAILED
+
+    async def _stop(self, attempt: Attempt) -> None:
+        try:
+            async with ray_client(self.target) as client:
+                ended = await stop_and_wait(client, attempt.key)
+        except RayUnavailable:
+            if await cluster_job.ended(self.target):
+                return  # every job on it has ended with it
+            raise
+        if not ended:
+            raise JobNotGone(
+                f"task was cleared, but Ray job {attempt.key} has not ended {STOP_TIMEOUT_SECONDS:.0f} s after the "
+                "request to stop it: check the Ray dashboard; the next try checks again"
+            )
+
+    async def _put_files(self, attempt: Attempt) -> list[str]:
+        """Write the job's files on the cluster; return the command that runs the job."""
+        job = self.job
+        if not self.target.cluster:
+            if not job.entrypoint:
+                raise ValueError(
+                    f"program {job.program!r} needs a Ray cluster that is a Slurm job of llm-bridge; use entrypoint on "
+                    "a cluster that is reached by its address"
+                )
+            return job.entrypoint
+        directory = attempt.directory
+        files = AttemptFiles({attempt_dir.RAY_JOB: ray_job_wrapper(), attempt_dir.RAY_JOB_ID: attempt.key})
+        command = job.entrypoint
+        if not command:
+            files.texts[attempt_dir.SETTINGS] = json.dumps(job.settings, indent=2, ensure_ascii=False)
+            files.binaries[attempt_dir.NODE_ARCHIVE] = node_archive.build()
+            archive = f"{directory}/{attempt_dir.NODE_ARCHIVE}"
+            settings = f"{directory}/{attempt_dir.SETTINGS}"
+            command = [str(self.cluster.python), archive, str(job.program), settings]
+        stage = None
+        if job.output:
+            stage = fingerprint.stage_request(job.output, ray_job_fingerprint(job), is_first=attempt.is_first)
+        async with open_client(self.target.cluster) as slurm:
+            log_archived(await slurm.put_files(directory, files, stage))
+        return ["/bin/bash", f"{directory}/{attempt_dir.RAY_JOB}", directory, *command]
+
+    def _attempt(self, number: int, *, is_first: bool) -> Attempt:
+        return Attempt(
+            number=number,
+            key=self.task.job_name(number),
+            directory=f"{self._directories}{number}" if self._directories else "",
+            clear_number=self.task.clear_number,
+            max_tries=self.task.max_tries,
+            job_id=self._runs_on,
+            is_first=is_first,
         )
-        if found in (Standing.DONE, Standing.GOES_ON):
-            log.info("found Ray job %s: it %s", attempt.key, found.value)
-            attempt.save(context, STORE_KEY)
-            return attempt
-        if found is Standing.UNKNOWN:
-            break
-        log.info("Ray job %s %s; the next one begins", attempt.key, found.value)
-        attempt = _attempt(context, names, attempt.number + 1, runs_on, fresh=attempt.fresh)
-    attempt.save(context, STORE_KEY)  # the intent, before anything can be lost
-    command = await _place(where, job, attempt)
-    async with ray_client(target) as client:
-        new = await client.submit(
-            attempt.key,
-            shlex.join(command),
-            runtime_env=job.runtime_env,
-            metadata={"llm_bridge": attempt.key},
-            **job.resources(),
-        )
-    log.info("%s Ray job %s", "submitted" if new else "found", attempt.key)
-    return attempt
 
 
-async def _stop(target: RayTarget, attempt: Attempt) -> None:
-    try:
-        async with ray_client(target) as client:
-            ended = await stop_and_wait(client, attempt.key)
-    except RayUnreachable:
-        if await allocation.ended(target):
-            return  # and with it every job on it
-        raise
-    if not ended:
-        raise AirflowException(
-            f"the task was cleared, but Ray job {attempt.key} has not ended {STOP_SECONDS:.0f} s after it was told to "
-            "stop: look at it on Ray's dashboard; the next try looks again"
-        )
+async def stop_and_wait(client: RayClient, submission_id: str, seconds: float = STOP_TIMEOUT_SECONDS) -> bool:
+    """Stop a Ray job and poll until it has ended.
 
+    A job that Ray could never start stays PENDING after the request to stop it. It counts as ended: it runs nothing.
 
-async def stop_and_wait(client: RayClient, submission_id: str, seconds: float = STOP_SECONDS) -> bool:
-    """Stop a Ray job and look until it has ended; whether it has.
+    Args:
+        client: Client of the cluster's dashboard.
+        submission_id: Ray's id of the job.
+        seconds: Timeout; 0 sends the request without polling.
 
-    A job that Ray could never start stays PENDING for ever, whatever it is told; it runs nothing.
+    Returns:
+        True if the job has ended within ``seconds``.
     """
     until = time.monotonic() + seconds
     job = await client.job(submission_id)
-    if job is None or job["status"] in ENDED:
+    if job is None or job.has_ended:
         return True
     await client.stop(submission_id)
     while time.monotonic() < until:
         job = await client.job(submission_id)
-        if job is None or job["status"] in ENDED:
+        if job is None or job.has_ended:
             return True
-        await asyncio.sleep(0.5)
-    return job["status"] == "PENDING"
+        await asyncio.sleep(STOP_POLL_INTERVAL_SECONDS)
+    return job.status == "PENDING"
 
 
-async def _place(where: Where, job: RayJob, attempt: Attempt) -> list[str]:
-    """Put the job's files on the cluster; the command that runs it."""
-    if not where.target.cluster:
-        if not job.entrypoint:
-            raise ValueError("a program of include/jobs needs a Ray cluster that is a Slurm job of ours")
-        return job.entrypoint
-    directory, programs = attempt.directory, launchers()
-    if job.entrypoint:
-        texts, command = {f"jobs/{WRAPPER}": programs[f"jobs/{WRAPPER}"]}, job.entrypoint
-    else:
-        texts = {"settings.json": json.dumps(job.settings, indent=2, ensure_ascii=False), **programs}
-        command = [str(where.python), f"{directory}/jobs/{job.program}", f"{directory}/settings.json"]
-    stage = job.result.request(of_ray_job(job), fresh=attempt.fresh) if job.result else None
-    async with allocation.slurm_client(where.target.cluster) as slurm:
-        begun = await slurm.place(directory, texts, stage)
-    for path in begun.get("aside", ()):
-        log.info("begins anew: what an earlier attempt made is now %s", path)
-    return ["/bin/bash", f"{directory}/jobs/{WRAPPER}", directory, *command]
+async def _read_outcome(cluster: str, directory: str) -> Outcome | None:
+    async with open_client(cluster) as slurm:
+        found: Outcome | None = attempt_dir.parse(
+            Outcome, await slurm.read_json(f"{directory}/{attempt_dir.OUTCOME}")
+        )
+        return found
 
 
-def of_ray_job(job: RayJob) -> str:
-    """A Ray job's fingerprint: which program, with which settings."""
-    return fingerprint.of(job.program or json.dumps(job.entrypoint), job.settings)
-
-
-def _attempt(context: Context, names: str, number: int, runs_on: str, *, fresh: bool) -> Attempt:
-    """:param names: of the attempts' directories, up to their number; empty where there are none."""
-    ti: Any = context["ti"]
-    return Attempt(
-        number=number,
-        key=job_key(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, number),
-        directory=f"{names}-{number}" if names else "",
-        clear_number=clear_number(context),
-        max_tries=ti.max_tries,
-        job_id=runs_on,
-        fresh=fresh,
-    )
+def _state_of(job: RayJobDetails | None) -> SubmissionState:
+    if job is None:
+        return SubmissionState.UNKNOWN
+    if not job.has_ended:
+        return SubmissionState.RUNNING
+    return SubmissionState.SUCCEEDED if job.status == "SUCCEEDED" else SubmissionState.FAILED

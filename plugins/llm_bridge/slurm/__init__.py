@@ -1,1 +1,1 @@
-"""Slurm: describe a job, submit it once, watch it, cancel it."""
+"""Slurm: describe a job, submit it exactly once, poll it, cancel it."""

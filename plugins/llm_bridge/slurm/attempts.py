@@ -1,32 +1,33 @@
-"""Which submission of a task is the current one: go on with it, or make the next."""
+"""Choose a task's current submission: resume the last attempt, or start the next one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_bridge.keys import job_key
-from llm_bridge.slurm.info import JobInfo
-from llm_bridge.slurm.states import Phase
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
+from llm_bridge.remote import attempt_dir
+from llm_bridge.slurm.status import JobInfo, Phase
+from llm_bridge.task_state import TaskState
 
 STORE_KEY = "llm_bridge_attempt"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One submission: its number, its name in Slurm, and what tells a retry from a clear.
+    """One submission: its number, its name in Slurm, and the counters that distinguish a retry from a clear.
 
-    ``task_state_store`` outlives both retries and (in Airflow 3.3.2) clears. A clear counts up the run's
-    ``clear_number`` and, for the cleared tasks alone, raises ``max_tries`` (``clear_task_instances``): only the two
-    together say that this task was cleared, and not another one of its run.
-
-    :param exclude: nodes that failed under an earlier attempt.
-    :param fresh: no retry: the task's first attempt, or the first one after it was cleared.
-    :param over: its job is known to have ended without success; the next try makes a new one.
+    Attributes:
+        number: Counted from 1; 0 for a job that was adopted from another task.
+        key: Name of the job in Slurm, or its submission id in Ray.
+        directory: The attempt's directory on the cluster; empty for a Ray cluster that is no Slurm job of llm-bridge.
+        clear_number: The task's at the time of the attempt; see :class:`TaskState`.
+        max_tries: The task's at the time of the attempt; see :class:`TaskState`.
+        job_id: Id of the Slurm job, or of the one in which the Ray job runs; None until it is known.
+        over: The job has ended without success: the next try starts a new attempt, unless the job has completed
+            its work since, on a node that did not answer slurmctld.
+        is_first: The task's first attempt, or the first one after it was cleared; not a retry.
+        exclude: Nodes that failed under an earlier attempt.
     """
 
     number: int
@@ -36,79 +37,83 @@ class Attempt:
     max_tries: int
     job_id: str | None = None
     over: bool = False
-    fresh: bool = False
+    is_first: bool = False
     exclude: tuple[str, ...] = ()
 
-    def save(self, context: Context, store_key: str = STORE_KEY) -> None:
-        """Write it where the next try of this task finds it."""
-        # Airflow's store takes JSON values only: a tuple is none.
-        context["task_state_store"].set(store_key, asdict(self) | {"exclude": list(self.exclude)})
+    def save(self, task: TaskState, store_key: str = STORE_KEY) -> None:
+        """Store the attempt in the task's state store, where the next try finds it."""
+        # Airflow's store takes JSON values only, which have no tuples.
+        task.store.set(store_key, asdict(self) | {"exclude": list(self.exclude)})
 
-    def was_cleared(self, context: Context) -> bool:
-        """Whether the user has cleared this task since."""
-        return self.clear_number != clear_number(context) and self.max_tries != context["ti"].max_tries
+    def was_cleared(self, task: TaskState) -> bool:
+        """Return true if the task was cleared after this attempt."""
+        return task.was_cleared_since(self.clear_number, self.max_tries)
 
 
-def stored(context: Context, store_key: str = STORE_KEY) -> Attempt | None:
-    """What an earlier try of this task wrote down, if anything."""
-    values: Any = context["task_state_store"].get(store_key)
+def load(task: TaskState, store_key: str = STORE_KEY) -> Attempt | None:
+    """Return the attempt that an earlier try of the task stored, if any."""
+    values: Any = task.store.get(store_key)
     if not isinstance(values, Mapping):
         return None
     return Attempt(**{**values, "exclude": tuple(values.get("exclude", ()))})
 
 
-def clear_number(context: Context) -> int:
-    """How often this run, or part of it, has been cleared."""
-    return getattr(context["dag_run"], "clear_number", 0) or 0
+def next_attempt(task: TaskState, stage_directory: str, last: Attempt | None) -> Attempt:
+    """Return the attempt that follows another one.
 
-
-def following(context: Context, stage_directory: str, last: Attempt | None) -> Attempt:
-    """The attempt after ``last``."""
-    ti: Any = context["ti"]
+    Args:
+        task: The task.
+        stage_directory: The stage's directory on the cluster.
+        last: The task's last attempt, if any.
+    """
     number = last.number + 1 if last else 1
-    cleared = last is not None and last.was_cleared(context)
+    cleared = last is not None and last.was_cleared(task)
     return Attempt(
         number=number,
-        key=job_key(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, number),
-        directory=f"{stage_directory}/attempt-{number}",
-        clear_number=clear_number(context),
-        max_tries=ti.max_tries,
-        fresh=last is None or cleared or (last.fresh and last.job_id is None),
-        # Who clears a task may have mended the node.
+        key=task.job_name(number),
+        directory=f"{stage_directory}/{attempt_dir.attempt_name(number)}",
+        clear_number=task.clear_number,
+        max_tries=task.max_tries,
+        is_first=last is None or cleared or (last.is_first and last.job_id is None),
+        # The user may have cleared the task because the node was repaired.
         exclude=last.exclude if last and not cleared else (),
     )
 
 
-def end(context: Context, job_id: str, bad_nodes: Iterable[str] = ()) -> None:
-    """Write down that this task's job has ended without success: the next try does not take it up again.
+def mark_ended(task: TaskState, job_id: str, bad_nodes: Iterable[str] = ()) -> None:
+    """Store that the task's job has ended without success: the next try does not resume it.
 
-    Slurm forgets a job after MinJobAge, so the next try could not know.
+    Slurm forgets a job after MinJobAge, so the next try may not be able to query its end.
 
-    :param bad_nodes: nodes that the job itself blames (reason.json): the next attempts leave them out.
+    Args:
+        task: The task.
+        job_id: The job; ignored unless it is that of the last attempt.
+        bad_nodes: Nodes that caused the failure; the next attempts exclude them.
     """
-    last = stored(context)
+    last = load(task)
     if last and last.job_id == job_id:
         exclude = tuple(dict.fromkeys([*last.exclude, *bad_nodes]))
-        replace(last, over=True, exclude=exclude).save(context)
+        replace(last, over=True, exclude=exclude).save(task)
 
 
-def avoid(context: Context, bad_nodes: Iterable[str]) -> None:
-    """Write down nodes that failed under the job of another task, whose place this one's attempts take."""
-    last = stored(context) or replace(following(context, "", None), number=0, over=True)
+def exclude_nodes(task: TaskState, bad_nodes: Iterable[str]) -> None:
+    """Store nodes that failed under another task's job, which this task's attempts replace."""
+    last = load(task) or replace(next_attempt(task, "", None), number=0, over=True)
     exclude = tuple(dict.fromkeys([*last.exclude, *bad_nodes]))
-    replace(last, exclude=exclude).save(context)
+    replace(last, exclude=exclude).save(task)
 
 
-def goes_on(last: Attempt, info: JobInfo | None, *, service: bool) -> bool:
-    """Whether a retry takes ``last`` up again instead of submitting anew.
+def should_resume(last: Attempt, info: JobInfo | None, *, service: bool) -> bool:
+    """Return true if a retry resumes the last attempt instead of submitting the next one.
 
-    :param info: what is known of its job; None if no id was written down or nobody knows the job.
-    :param service: the job is of use only while it runs (a Ray cluster), not once it has ended well.
+    A try may have been killed before or after sbatch, so an attempt without a known end is resumed: a submission under
+    its key finds the job if it exists. The next attempt is submitted only after a job that has ended without success.
 
-    A try may have died before or after sbatch, so an attempt without a known end is taken up again:
-    submitting under its key finds the job if there is one. Only a job that is known to have ended badly
-    makes room for the next.
+    Args:
+        last: The last attempt.
+        info: State of its job; None if no id was stored, or Slurm does not know the job.
+        service: The job is useful only while it runs (a Ray cluster), not after a successful end.
     """
-    if last.over:
+    if last.over and not (info and info.meaning.good):
         return False
     return info is None or info.phase is not Phase.ENDED or (info.meaning.good and not service)

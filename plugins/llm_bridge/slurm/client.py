@@ -1,350 +1,601 @@
-"""What llm-bridge asks of Slurm, as commands on the login node."""
+"""Run Slurm commands and llm-bridge's helpers on the login node."""
 
 from __future__ import annotations
 
-import functools
+import asyncio
+import base64
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from llm_bridge.config.cluster import Cluster
-from llm_bridge.config.errors import ConfigError
-from llm_bridge.config.load import include_dir
-from llm_bridge.slurm import fingerprint, script
-from llm_bridge.slurm.info import (
-    SACCT_FIELDS,
+from llm_bridge.config.loader import load_cluster
+from llm_bridge.exceptions import (
+    ConfigError,
+    EarlierAttemptRuns,
+    JobRefused,
+    NotAcceptedYet,
+    RateLimitExceeded,
+    SlurmUnavailable,
+    SubmissionUnread,
+    WorkspaceNotWritable,
+)
+from llm_bridge.remote import attempt_dir, helpers, messages
+from llm_bridge.remote.attempt_dir import Outcome
+from llm_bridge.remote.messages import (
+    ActiveAnswer,
+    ActiveJob,
+    ActiveRequest,
+    AttemptJob,
+    AttemptsAnswer,
+    AttemptsRequest,
+    CommandAnswer,
+    CommandRequest,
+    FoundResult,
+    RateBudget,
+    ResultAnswer,
+    ResultRequest,
+    StageRequest,
+    SubmitAnswer,
+    SubmitRequest,
+)
+from llm_bridge.remote.transport import CommandFailed, Completed, Session, Transport, checked, connect
+from llm_bridge.slurm import accounting, batch_script, capacity, fingerprint, refusals, site_names
+from llm_bridge.slurm.accounting import Accounting
+from llm_bridge.slurm.batch_script import AttemptFiles
+from llm_bridge.slurm.refusals import Verdict
+from llm_bridge.slurm.site_names import WrongNames
+from llm_bridge.slurm.spec import ResolvedJob
+from llm_bridge.slurm.status import (
     SQUEUE_FORMAT,
+    UNLISTED,
     JobInfo,
-    by_own_word,
+    Phase,
     from_outcome,
-    from_sacct,
     from_squeue,
+    is_job_id,
+    prefer_job_outcome,
 )
-from llm_bridge.slurm.job import SlurmJob
-from llm_bridge.slurm.states import Phase
-from llm_bridge.transport import Completed, Session, Transport, checked
+from llm_bridge.version import VERSION
 
-# What Slurm's commands say when slurmctld is away or overloaded (slurm_errno.c). No verdict on any job.
-_AWAY = (
-    "Unable to contact slurm controller",
-    "Socket timed out",
-    "Zero Bytes were transmitted",
-    "temporarily unable",
-    "Transport endpoint is not connected",
-    "Connection refused",
-    "Connection timed out",
-    "(rpc_budget) is used up",  # include/login/rpc.py
-)
+log = logging.getLogger(__name__)
 
-# squeue and scontrol take about 10 s to fail while slurmctld is away.
-SLURM_SECONDS = 60
-# A helper may run several, and wait for the site's ration (include/login/rpc.py: PATIENCE).
-HELPER_SECONDS = 240
+# slurmctld's own error; squeue's error for text that is no job id at all begins "Invalid job id: ".
+_NO_SUCH_JOB = "Invalid job id specified"
+# Options that a node may be too small for.
+_SIZES = ("cpus-per-task", "mem", "mem-per-cpu", "gpus-per-node", "gres", "constraint")
+# Errors of scancel for a job that has ended.
+_ENDED = ("Invalid job id", "already completing or completed")
+
+# squeue and scontrol take about 10 s to fail while slurmctld is down.
+SLURM_TIMEOUT_SECONDS = 60
+# A helper may run several commands and wait for the site's rate limit (remote/login/slurm_command.py).
+HELPER_TIMEOUT_SECONDS = 240
+# sacct lags behind squeue by a second or two (measured: 0.9-1.8 s).
+ACCOUNTING_TRIES = 3
+ACCOUNTING_PAUSE_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def open_client(cluster: str | Cluster) -> AsyncIterator[SlurmClient]:
+    """Yield a client of a cluster.
+
+    Args:
+        cluster: A cluster, or the name of its cluster file.
+
+    Raises:
+        ConfigError: The cluster file does not exist or is invalid.
+        LoginNodeUnreachable: The login node does not answer.
+    """
+    if isinstance(cluster, str):
+        cluster = await asyncio.to_thread(load_cluster, cluster)
+    async with connect(cluster) as transport:
+        yield SlurmClient(cluster, transport)
 
 
 class SlurmClient:
-    """Slurm commands over one :class:`Transport`. Holds no state."""
+    """Stateless client of Slurm on one cluster.
+
+    Args:
+        cluster: The cluster.
+        transport: Connection to its login node.
+    """
 
     def __init__(self, cluster: Cluster, transport: Transport) -> None:
         self.cluster = cluster
         self.transport = transport
 
+    # ---- attempts
+
     async def submit(
         self,
-        job: SlurmJob,
+        resolved: ResolvedJob,
         directory: str,
         key: str,
         owner: dict[str, Any],
         secrets: dict[str, str],
         *,
-        fresh: bool = False,
-    ) -> dict[str, Any]:
-        """Submit ``job`` once; the same ``directory`` and ``key`` always mean the same job.
+        is_first: bool = False,
+        replaces: Sequence[str] = (),
+    ) -> SubmitAnswer:
+        """Submit a job exactly once: the same ``directory`` and ``key`` always identify the same job.
 
-        :param directory: the attempt's directory, absolute.
-        :param owner: whose job it is, kept beside it (``owner.json``): dag_id, run_id, task_id, map_index.
-        :param secrets: file name -> text; they travel on standard input into 0600 files.
-        :param fresh: no retry, see :meth:`Result.request`.
-        :returns: what ``include/login/submit.py`` answers: ``how`` is "submitted", "found" (it was there already),
-            "done" (the stage's result is there, nothing was submitted) or "closed" (a later try has given this attempt
-            up).
-        :raises ConfigError: Slurm refuses the job (partition, account, size ...).
-        :raises SlurmUnreachable: slurmctld does not answer.
+        Args:
+            resolved: The job.
+            directory: The attempt's directory, absolute.
+            key: The job's name in Slurm.
+            owner: dag_id, run_id, task_id and map_index of the job's task, which are kept in the attempt's directory.
+            secrets: File name -> text; sent on standard input and written to files of mode 0600.
+            is_first: The attempt is not a retry; see :func:`fingerprint.stage_request`.
+            replaces: Attempt directories in other stage directories whose jobs have ended, and which the job replaces.
+
+        Raises:
+            ConfigError: Slurm refuses the job (partition, account, size ...), or the workspace cannot be written.
+            NotAcceptedYet: Slurm does not accept the job now.
+            EarlierAttemptRuns: Processes of an earlier attempt still run.
+            SlurmUnavailable: slurmctld does not answer.
+            SubmissionUnread: sbatch succeeded, but the job's id could not be determined.
         """
-        request = {
-            "directory": directory,
-            "key": key,
-            "owner": owner,
-            "files": script.files(job, self.cluster, directory),
-            "secrets": secrets,
-            "stage": fingerprint.request(job, fresh=fresh),
-            "budget": self._budget(),
-        }
-        answer = await self.ask("submit", request, timeout=HELPER_SECONDS)
-        if "error" in answer:
-            raise _refusal(job, answer["error"])
+        files = batch_script.files(resolved, directory)
+        request = SubmitRequest(
+            directory=directory,
+            key=key,
+            files=files.texts,
+            binaries=_base64(files.binaries),
+            secrets=secrets,
+            owner=owner,
+            version=VERSION,
+            stage=fingerprint.job_stage_request(resolved.job, is_first=is_first),
+            replaces=replaces,
+            budget=self._budget(),
+        )
+        try:
+            answer: SubmitAnswer = await self.call_helper("submit", request, SubmitAnswer)
+            if answer.status == messages.REFUSED:
+                raise _refusal(resolved, answer.message)
+            if answer.status == messages.STILL_RUNS:
+                raise EarlierAttemptRuns(
+                    f"{answer.message}: a node may run on without an answer to slurmctld. They end within two minutes, "
+                    "and the job is submitted then; if they do not, end them on the node"
+                )
+        except (ConfigError, NotAcceptedYet):  # no job will remove the secrets
+            await self.transport.run(["rm", "-rf", "--", f"{directory}/{attempt_dir.SECRETS}"])
+            raise
+        if answer.status == messages.NO_ANSWER:
+            raise SlurmUnavailable(f"slurmctld of cluster {self.cluster.name!r}: {answer.message}")
+        if answer.status == messages.UNREAD:
+            raise SubmissionUnread(
+                f"sbatch on cluster {self.cluster.name!r} submitted a job, but its id is unknown: {answer.message}. "
+                "Check that `sbatch --parsable` prints the job id on a line of its own there; the next try searches "
+                f"for the job by its name {key} before it submits another one"
+            )
         return answer
 
-    async def place(
-        self, directory: str, texts: dict[str, str], stage: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Write files below ``directory`` on the cluster, 0600 and each in one step.
+    async def test_only(
+        self, resolved: ResolvedJob, directory: str | None = None, key: str = "llmb-test"
+    ) -> str:
+        """Check with ``sbatch --test-only`` that a job could ever run, without submitting it.
 
-        :param texts: relative path -> content.
-        :param stage: the attempt in ``directory`` begins to make this stage's result (:meth:`Result.request`).
-        :returns: with ``stage``, ``{"goes_on", "aside"}`` of ``include/login/done.py``.
+        sbatch gets the same options and the same script as in :meth:`submit`, including the script's own directives.
+
+        Args:
+            resolved: The job.
+            directory: The attempt's directory; None for the stage's first one.
+            key: The job's name in Slurm.
+
+        Returns:
+            Slurm's estimate of the start.
+
+        Raises:
+            ConfigError: Slurm refuses the job.
+            NotAcceptedYet: Slurm does not accept the job now, or cannot start it now because nodes are out of service.
+            SlurmUnavailable: slurmctld does not answer.
         """
-        request = {"directory": directory, "key": None, "files": texts, "secrets": {}, "stage": stage}
-        return await self.ask("submit", request)
+        directory = directory or f"{resolved.job.directory}/{attempt_dir.attempt_name(1)}"
+        script = batch_script.render(resolved, directory)
+        request = SubmitRequest(
+            directory=directory,
+            key=key,
+            files={attempt_dir.SCRIPT: script},
+            budget=self._budget(),
+            test_only=True,
+        )
+        answer: SubmitAnswer = await self.call_helper("submit", request, SubmitAnswer)
+        if answer.status == messages.NO_ANSWER:
+            raise SlurmUnavailable(f"slurmctld of cluster {self.cluster.name!r}: {answer.message}")
+        if answer.status == messages.REFUSED:
+            if refusals.classify(answer.message).verdict is Verdict.NODES:
+                raise await self._too_few_nodes(resolved, answer.message)
+            raise _refusal(resolved, answer.message)
+        return answer.message
 
-    async def done(self, stage_directory: str, stage: dict[str, Any]) -> dict[str, Any] | None:
-        """A stage's result, if it is there and was made as this one would be: ``{"job_id", "directory", "started",
-        "outcome", "result"}`` of the attempt that made it.
+    async def _too_few_nodes(self, resolved: ResolvedJob, output: str) -> Exception:
+        """Return the error for a job that ``sbatch --test-only`` finds too few nodes for: never, or not now."""
+        excluded: list[str] = []
+        if names := dict(resolved.directives).get("exclude"):
+            excluded = (await self._sinfo(["sinfo", "-a", "-h", "-N", "-n", names, "-o", "%N"])).split()
+        nodes = capacity.measure(resolved, await self._sinfo(capacity.argv(resolved)), excluded)
+        if nodes is None:
+            return _refusal(resolved, output)
+        wanted = resolved.job.resources.nodes
+        found = f"in partition {nodes.partition!r} {nodes.configured} node(s) fit the job, which requests {wanted}"
+        if nodes.in_service < wanted <= nodes.configured:
+            return NotAcceptedYet(
+                f"the job {resolved.name!r} cannot start now on cluster {self.cluster.name!r}: {found}, but these are "
+                f"out of service: {', '.join(nodes.out_of_service)}. It waits in the queue until they are back"
+            )
+        if nodes.configured < wanted:
+            asked = {name: value for name, value in resolved.directives if name in _SIZES}
+            found += (
+                f" with {', '.join(f'{name} {value}' for name, value in asked.items())}; its nodes have "
+                f"{' or '.join(nodes.sizes)}"
+            )
+        return _refusal(resolved, output, found)
 
-        :param stage: :meth:`Result.request`.
+    async def wrong_names(self, jobs: Sequence[ResolvedJob]) -> list[list[WrongNames]]:
+        """Return for each job the names in its options that the site does not have."""
+        site = await site_names.ask(self.run)
+        return [await site_names.wrong_names(job, site, self.run) for job in jobs]
+
+    async def _sinfo(self, argv: list[str]) -> str:
+        done = await self.run(argv)
+        if done.code:
+            raise _unavailable("sinfo", self.cluster, done)
+        return done.stdout
+
+    async def put_files(
+        self, directory: str, files: AttemptFiles, stage: StageRequest | None = None
+    ) -> Sequence[str]:
+        """Write files to the cluster, each atomically and with mode 0600.
+
+        Args:
+            directory: The attempt's directory, absolute.
+            files: The files.
+            stage: The stage that the attempt in ``directory`` produces, if any.
+
+        Returns:
+            New names of earlier attempts' outputs that were archived for ``stage``.
         """
-        return (await self.ask("done", {"directory": stage_directory, "stage": stage}))["done"]
+        request = SubmitRequest(
+            directory=directory, files=files.texts, binaries=_base64(files.binaries), stage=stage
+        )
+        answer: SubmitAnswer = await self.call_helper("submit", request, SubmitAnswer)
+        return answer.archived
+
+    async def find_result(self, stage_directory: str, stage: StageRequest) -> FoundResult | None:
+        """Return a stage's result if it exists with the same fingerprint and inputs; otherwise None.
+
+        Args:
+            stage_directory: The stage's directory on the cluster.
+            stage: The stage.
+        """
+        request = ResultRequest(stage_directory, stage)
+        answer: ResultAnswer = await self.call_helper("stage_result", request, ResultAnswer)
+        return answer.found
+
+    async def list_attempts(self, stage_directory: str, *, close: bool = False) -> Sequence[AttemptJob]:
+        """Return the jobs of all attempts of a stage, oldest first.
+
+        Args:
+            stage_directory: The stage's directory on the cluster.
+            close: Also close the attempts: none of them can get a job afterwards, and their secrets are removed.
+
+        Raises:
+            SlurmUnavailable: The job of an attempt is not recorded, and slurmctld does not answer.
+        """
+        request = AttemptsRequest(stage_directory, close, self._budget())
+        answer: AttemptsAnswer = await self.call_helper("list_attempts", request, AttemptsAnswer)
+        if answer.error:
+            raise SlurmUnavailable(f"slurmctld of cluster {self.cluster.name!r}: {answer.error}")
+        return answer.jobs
+
+    async def list_active(self, seen_without_run: Sequence[str] = ()) -> Sequence[ActiveJob]:
+        """Return llm-bridge's pending and running jobs.
+
+        Args:
+            seen_without_run: Attempt directories of jobs without a DAG run, to mark as orphans.
+
+        Raises:
+            SlurmUnavailable: slurmctld does not answer.
+        """
+        request = ActiveRequest(self.cluster.workspace, list(seen_without_run), self._budget())
+        answer: ActiveAnswer = await self.call_helper("active_jobs", request, ActiveAnswer)
+        if answer.error:
+            raise SlurmUnavailable(f"slurmctld of cluster {self.cluster.name!r}: {answer.error}")
+        return answer.jobs
 
     async def read(self, path: str) -> str:
-        """A file on the cluster.
+        """Return the text of a file on the cluster.
 
-        :raises CommandFailed: it is not there, or may not be read.
+        Raises:
+            CommandFailed: It is missing or not readable.
         """
         return await checked(self.transport, ["cat", "--", path])
 
-    async def test_only(self, job: SlurmJob) -> str:
-        """Ask Slurm whether ``job`` could ever run, without submitting it; returns Slurm's estimate.
+    async def read_json(self, path: str) -> Any:
+        """Return the value in a small JSON file on the cluster; None if it is missing, unreadable or not JSON."""
+        try:
+            return json.loads(await self.read(path))
+        except (CommandFailed, ValueError):
+            return None
 
-        :raises ConfigError: it could not.
-        :raises SlurmUnreachable: slurmctld does not answer.
+    # ---- jobs
+
+    async def find(
+        self,
+        job_ids: Iterable[str],
+        *,
+        directories: Mapping[str, str] | None = None,
+        unlisted: bool = False,
+        reserve: int = 0,
+    ) -> dict[str, JobInfo]:
+        """Query the states of jobs: one squeue for all of them, and one sacct for those that slurmctld has forgotten.
+
+        A job that is missing in the answer is known to neither, which has no meaning for its end. Values that are no
+        job ids are not queried.
+
+        Args:
+            job_ids: The jobs.
+            directories: Attempt directories of the jobs, by id. A slurmctld that crashed may have given a job's id to
+                another one, whose directory is another; without a directory the newest job of the id is returned.
+            unlisted: Also return jobs that slurmctld does not list and that have not ended for accounting, in state
+                UNLISTED. Slurm's commands cannot act on such a job, so the state matters only before another job may
+                replace it: a slurmctld that crashed has lost it (accounting never records its end then), or squeue
+                did not list all jobs.
+            reserve: Number of calls of the site's rate limit (``rpc_budget``) to leave to other callers.
+
+        Raises:
+            SlurmUnavailable: slurmctld does not answer.
+            RateLimitExceeded: The rate limit does not allow it now.
         """
-        options = [
-            f"--{name}" if value is None else f"--{name}={value}"
-            for name, value in job.directives(self.cluster)
-        ]
-        done = await self.slurm(["sbatch", "--test-only", *options], stdin="#!/bin/sh\ntrue\n")
-        if done.code:
-            raise _refusal(job, done.stderr.strip())
-        return done.stderr.strip()
-
-    async def find(self, job_ids: Iterable[str], *, reserve: int = 0) -> dict[str, JobInfo]:
-        """What Slurm knows of these jobs: one squeue for all of them, and one sacct for those that it has forgotten.
-
-        A job that is not in the answer is known to neither, which says nothing about how it ended.
-
-        :param reserve: calls of the site's ration (``rpc_budget``) to leave to others.
-        :raises SlurmUnreachable: slurmctld does not answer.
-        :raises RationUsedUp: the ration does not allow it now.
-        """
-        ids = list(job_ids)
+        ids = [job_id for job_id in job_ids if is_job_id(job_id)]
         if not ids:
             return {}
-        done = await self.slurm(
-            ["squeue", "-h", "-t", "all", "-O", SQUEUE_FORMAT, "-j", ",".join(ids)], reserve=reserve
-        )
-        # With a single id, a job that is already forgotten is an error instead of an empty answer.
-        if done.code and "Invalid job id" not in done.stderr:
-            raise _away("squeue", self.cluster, done)
-        found = dict(from_squeue(line) for line in done.stdout.splitlines() if line.count("|") >= 8)
+        argv = ["squeue", "-h", "-t", "all", "-O", SQUEUE_FORMAT]
+        done = await self.run([*argv, "-j", ",".join(ids)], reserve=reserve)
+        # With a single id, squeue fails for a job that slurmctld has forgotten, instead of printing nothing.
+        forgotten = done.code != 0 and _NO_SUCH_JOB in done.stderr
+        if forgotten and len(ids) > 1:
+            # This squeue fails for one such id among several, too: it must not cost the other jobs their answer.
+            done = await self.run([*argv, "--me"], reserve=reserve)
+            forgotten = False
+        if done.code and not forgotten:
+            raise _unavailable("squeue", self.cluster, done)
+        # A site's wrapper may print other lines as well.
+        rows = [row for row in done.stdout.splitlines() if row.count("|") >= 8]
+        listed = dict(from_squeue(row) for row in rows if row.partition("|")[0] in ids)
+        directory_of = directories or {}
+        found = {
+            job_id: info
+            for job_id, info in listed.items()
+            if job_id not in directory_of or info.belongs_to(directory_of[job_id])
+        }
         if missing := [job_id for job_id in ids if job_id not in found]:
-            argv = [
-                "sacct",
-                "-X",
-                "-n",
-                "-P",
-                "-S",
-                "now-30days",
-                "-o",
-                SACCT_FIELDS,
-                "-j",
-                ",".join(missing),
-            ]
-            done = await self.slurm(argv, reserve=reserve)
-            # No accounting, or none just now: then Slurm does not know the job, and that is no verdict.
-            rows = done.stdout.splitlines() if done.code == 0 else []
-            past = dict(from_sacct(row) for row in rows if row.count("|") >= 7)
-            # What accounting believes to run and slurmctld does not know was lost in a crash of slurmctld.
-            found |= {job_id: info for job_id, info in past.items() if info.phase is Phase.ENDED}
+            done = await self.run(accounting.argv(missing), reserve=reserve)
+            # Without accounting, or while it is unavailable, the job is unknown, which has no meaning for its end.
+            known = accounting.rows(done.stdout if done.code == 0 else "")
+            for job_id in missing:
+                own = accounting.of_job(job_id, known, directory_of.get(job_id, ""))
+                info = accounting.job_info(own[-1]) if own else None
+                if info and info.phase is Phase.ENDED:
+                    found[job_id] = info
+                elif info and unlisted:
+                    found[job_id] = replace(info, state=UNLISTED, reason=info.state)
         return found
 
     async def look_up(self, job_id: str, directory: str) -> JobInfo | None:
-        """What is known of one job: from Slurm or, where that has forgotten it, from what the job left as it ended.
+        """Return the state of one job: from Slurm or, if Slurm has forgotten it, from its outcome file.
 
-        :param directory: its attempt's directory.
+        Args:
+            job_id: The job.
+            directory: Its attempt's directory.
         """
-        info = (await self.find([job_id])).get(job_id)
-        known = info if info and info.is_of(directory) else None
+        known = (await self.find([job_id], directories={job_id: directory})).get(job_id)
         if known and (known.phase is not Phase.ENDED or known.meaning.good):
             return known
-        done = await self.transport.run(["cat", "--", f"{directory}/outcome.json"])
-        outcome = json.loads(done.stdout) if done.code == 0 else None
+        outcome = attempt_dir.parse(Outcome, await self.read_json(f"{directory}/{attempt_dir.OUTCOME}"))
         if known:
-            return by_own_word(known, outcome)
+            return prefer_job_outcome(known, outcome)
         return from_outcome(job_id, outcome) if outcome else None
 
-    async def cancel(self, job_ids: Iterable[str]) -> None:
-        """``scancel``: SIGTERM to the job's steps, and SIGKILL after the site's KillWait (slurm.conf(5)).
+    async def accounting(self, job_id: str, *, ended: bool, directory: str = "") -> Accounting | None:
+        """Return a job's accounting record; None if the site has no accounting, or it is unavailable.
 
-        A job that has ended already is no error.
-
-        :raises SlurmUnreachable: slurmctld does not answer.
+        Args:
+            job_id: The job.
+            ended: The job has ended for squeue: query several times until accounting has recorded the end.
+            directory: Directory of its attempt; empty for the newest job of this id.
         """
-        ids = list(job_ids)
-        if ids:
-            done = await self.slurm(["scancel", *ids])
-            if done.code and "Invalid job id" not in done.stderr:
-                raise _away("scancel", self.cluster, done)
+        found = None
+        if not is_job_id(job_id):
+            return None
+        for number in range(ACCOUNTING_TRIES):
+            if number:
+                await asyncio.sleep(ACCOUNTING_PAUSE_SECONDS)
+            try:
+                done = await self.run(accounting.argv([job_id], steps=True))
+            except SlurmUnavailable:
+                return found
+            if done.code:
+                return None
+            found = accounting.summarize(job_id, accounting.rows(done.stdout), directory)
+            if found and (not ended or found.is_final):
+                break
+        return found
 
-    async def cancelled_by(self, job_id: str) -> str:
-        """Who cancelled a job, as ``by user anna (uid 1001)``; empty where accounting does not tell, or not yet."""
-        argv = ["sacct", "-X", "-n", "-P", "-S", "now-30days", "-o", "State", "-j", job_id]
-        done = await self.slurm(argv)
-        _, _, uid = done.stdout.strip().partition("CANCELLED by ")
-        if done.code or not uid.isdigit():
-            return ""
+    async def cancel(self, job_ids: Iterable[str]) -> None:
+        """Run ``scancel``: SIGTERM to the job's steps, and SIGKILL after the site's KillWait (slurm.conf(5)).
+
+        A job that has ended already is no error. Values that are no job ids are left out, with a warning.
+
+        Args:
+            job_ids: The jobs.
+
+        Raises:
+            ConfigError: Slurm refuses it, for example because the jobs belong to another user.
+            SlurmUnavailable: slurmctld does not answer.
+        """
+        given = list(job_ids)
+        ids = [job_id for job_id in given if is_job_id(job_id)]
+        if bad := [job_id for job_id in given if job_id not in ids]:
+            log.warning("not cancelled, because these are no Slurm job ids: %s", bad)
+        if ids:
+            done = await self.run(["scancel", *ids])
+            # A line per job: one that has ended must not hide the error of another one.
+            errors = done.stderr.splitlines()
+            others = [line for line in errors if not any(text in line for text in _ENDED)]
+            refusal = refusals.classify("\n".join(others))
+            if done.code and (len(others) == len(errors) or refusal.text):
+                # A text that is not in the table is no reason to leave jobs running: scancel is tried again.
+                if refusal.text and refusal.verdict is Verdict.NEVER:
+                    raise ConfigError(
+                        f"scancel on cluster {self.cluster.name!r} refuses to cancel {', '.join(ids)} "
+                        f"({refusal.meaning}): {done.stderr.strip()}"
+                    )
+                raise _unavailable("scancel", self.cluster, done)
+
+    async def user_name(self, uid: str) -> str:
+        """Return the name of a user id on the cluster; empty if it has none."""
         known = await self.transport.run(["id", "-nu", uid])
-        name = known.stdout.strip() if known.code == 0 else ""
-        return f"by user {name} (uid {uid})" if name else f"by uid {uid}"
+        return known.stdout.strip() if known.code == 0 else ""
 
     async def down_nodes(self, nodes: str) -> dict[str, str]:
-        """Those of a node list that Slurm cannot use now: name -> state and reason.
+        """Return the nodes that Slurm cannot use now: name -> state and reason.
 
-        :raises SlurmUnreachable: slurmctld does not answer.
+        Args:
+            nodes: Slurm's node list.
+
+        Raises:
+            SlurmUnavailable: slurmctld does not answer.
         """
-        # A trailing * in the state: the node does not answer (sinfo(1)).
-        done = await self.slurm(["sinfo", "-h", "-N", "-n", nodes, "-o", "%N|%t|%E"])
+        done = await self.run(["sinfo", "-a", "-h", "-N", "-n", nodes, "-o", "%N|%t|%E"])
         if done.code:
-            raise _away("sinfo", self.cluster, done)
+            raise _unavailable("sinfo", self.cluster, done)
         rows = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
-        down = {node: (state, why) for node, state, why in rows if "down" in state or state.endswith("*")}
-        return {node: state + (f", {why}" if why != "none" else "") for node, (state, why) in down.items()}
+        return {
+            node: state + (f", {reason}" if reason != "none" else "")
+            for node, state, reason in rows
+            # sinfo(1): a trailing * means that the node does not answer; fail and boot are about to be down.
+            if state.endswith("*") or state.startswith(("down", "fail", "boot"))
+        }
 
     async def release(self, job_id: str) -> bool:
-        """Let a job that Slurm holds be scheduled; whether Slurm does so.
+        """Release a held job; return true if ``scontrol release`` succeeded.
 
-        :raises RationUsedUp: the site's ration does not allow it now.
+        Args:
+            job_id: The job.
+
+        Raises:
+            RateLimitExceeded: The site's rate limit does not allow it now.
         """
-        return (await self.slurm(["scontrol", "release", job_id], reserve=1)).code == 0
+        return is_job_id(job_id) and (await self.run(["scontrol", "release", job_id], reserve=1)).code == 0
 
     async def ping(self) -> bool:
-        """Whether slurmctld answers."""
-        done = await self.slurm(["scontrol", "ping"])
+        """Return true if slurmctld answers."""
+        done = await self.run(["scontrol", "ping"])
         return done.code == 0 and " UP" in done.stdout
 
-    async def attempts(self, stage_directory: str, *, close: bool = False) -> list[dict[str, str]]:
-        """``{"job_id", "directory"}`` of every submission of a stage, oldest first.
+    # ---- the login node
 
-        :param close: none of these attempts can get a job afterwards.
-        :raises SlurmUnreachable: slurmctld must be asked for an attempt's job, and does not answer.
-        """
-        request = {"directory": stage_directory, "close": close, "budget": self._budget()}
-        answer = await self.ask("attempts", request, timeout=HELPER_SECONDS)
-        if "error" in answer:
-            raise SlurmUnreachable(f"slurmctld of cluster {self.cluster.name!r}: {answer['error']}")
-        return answer["jobs"]
+    async def run(self, argv: list[str], *, stdin: str = "", reserve: int = 0) -> Completed:
+        """Run one Slurm command within the site's rate limit.
 
-    async def ours(self, note: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """llm-bridge's jobs that wait or run: ``{"job_id", "state", "directory", "owner", "noted"}``.
+        Args:
+            argv: The command.
+            stdin: Its standard input.
+            reserve: Number of calls of the rate limit to leave to other callers.
 
-        :param note: attempt directories to mark as seen without a run.
-        :raises SlurmUnreachable: slurmctld does not answer.
-        """
-        request = {"workspace": self.cluster.workspace, "note": list(note), "budget": self._budget()}
-        answer = await self.ask("ours", request, timeout=HELPER_SECONDS)
-        if "error" in answer:
-            raise SlurmUnreachable(f"slurmctld of cluster {self.cluster.name!r}: {answer['error']}")
-        return answer["jobs"]
-
-    async def slurm(self, argv: list[str], *, stdin: str = "", reserve: int = 0) -> Completed:
-        """Run one Slurm command, within the site's ration.
-
-        :raises RationUsedUp: the ration does not allow it now; only with ``reserve``.
+        Raises:
+            RateLimitExceeded: The rate limit does not allow it now; only with ``reserve``.
         """
         budget = self._budget()
         if budget is None:
-            return await self.transport.run(argv, stdin=stdin.encode(), timeout=SLURM_SECONDS)
-        request = {"argv": argv, "stdin": stdin, "budget": budget, "reserve": reserve}
-        answer = await self.ask("rpc", request, timeout=HELPER_SECONDS)
-        if "wait" in answer:
-            raise RationUsedUp(answer["wait"])
-        return Completed(**answer)
+            return await self.transport.run(argv, stdin=stdin.encode(), timeout=SLURM_TIMEOUT_SECONDS)
+        request = CommandRequest(argv, stdin, budget, reserve)
+        answer: CommandAnswer = await self.call_helper("slurm_command", request, CommandAnswer)
+        if answer.wait_seconds is not None:
+            raise RateLimitExceeded(answer.wait_seconds)
+        return Completed(answer.code, answer.stdout, answer.stderr)
 
-    def watch(self) -> AbstractAsyncContextManager[Session]:
-        """A session of ``include/login/watch.py``."""
-        return _watching(self)
+    async def call_helper(
+        self, helper: str, request: Any, answer: Any, timeout: float = HELPER_TIMEOUT_SECONDS
+    ) -> Any:
+        """Run ``remote/login/HELPER.py`` on the login node.
 
-    async def ask(self, helper: str, request: dict[str, Any], timeout: float = 60) -> Any:
-        """Run ``include/login/HELPER.py`` on the login node with ``request``; returns its answer."""
-        stdin = _first_line(helper, request)
-        return json.loads(await checked(self.transport, self.helper_argv, stdin=stdin, timeout=timeout))
+        Args:
+            helper: Name of the helper.
+            request: A message of ``remote/messages.py``.
+            answer: Class of the message to return.
+            timeout: Maximum seconds to wait.
 
-    @property
-    def helper_argv(self) -> list[str]:
-        """What runs a helper on the login node; which one, and its text, comes on standard input."""
-        return [self.cluster.login_python, "-c", _source("boot")]
+        Raises:
+            WorkspaceNotWritable: It is full, over its quota, or read-only.
+        """
+        argv = helpers.argv(self.cluster.login_python)
+        stdin = helpers.first_line(helper, messages.encode(request))
+        try:
+            answered = await checked(self.transport, argv, stdin=stdin, timeout=timeout)
+        except CommandFailed as error:
+            raise _not_writable(self.cluster, error) or error from None
+        # One line; a forced command of sshd may print others after it ("session recorded").
+        values = json.loads(answered.partition("\n")[0])
+        return messages.decode(answer, values)
 
-    def _budget(self) -> dict[str, Any] | None:
-        ration = self.cluster.rpc_budget
+    @asynccontextmanager
+    async def poll_session(self) -> AsyncIterator[Session]:
+        """Yield a session of ``remote/login/poll_jobs.py``."""
+        async with self.transport.session(helpers.argv(self.cluster.login_python)) as session:
+            session.send(helpers.first_line("poll_jobs", {}).rstrip())
+            yield session
+
+    def _budget(self) -> RateBudget | None:
+        limit = self.cluster.rpc_budget
         path = f"{self.cluster.workspace}/.llm-bridge/rpc_budget.json"
-        return {"path": path, **ration.model_dump()} if ration else None
+        return RateBudget(path, limit.burst, limit.per_minute) if limit else None
 
 
-class SlurmUnreachable(ConnectionError):
-    """slurmctld did not answer. Whether it took a job all the same is found out by the next try."""
-
-
-class RationUsedUp(SlurmUnreachable):
-    """The site's ration of Slurm commands allows none for ``seconds``."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"the site's ration of Slurm commands (rpc_budget) is used up for {seconds:.0f} s")
-        self.seconds = seconds
-
-
-def _refusal(job: SlurmJob, said: str) -> Exception:
-    if any(words in said for words in _AWAY):
-        return SlurmUnreachable(f"slurmctld of cluster {job.cluster!r} does not answer: {said}")
-    return ConfigError(
-        f"Slurm on cluster {job.cluster!r} refuses the job {job.template or 'script'!r}: {said}. "
-        f"Check include/clusters/{job.cluster}.yaml and the recipe's nodes and gpus_per_node; nothing was submitted."
+def _not_writable(cluster: Cluster, error: CommandFailed) -> WorkspaceNotWritable | None:
+    """Return the error for a helper that ended because it could not write to the workspace; else None."""
+    # The last line of Python's traceback. The number, because the text depends on the login node's language.
+    last = error.done.stderr.strip().rpartition("\n")[2]
+    found = re.match(r"OSError: \[Errno (\d+)\] ", last)
+    if not found or int(found[1]) not in attempt_dir.NOT_WRITABLE:
+        return None
+    return WorkspaceNotWritable(
+        f"the workspace {cluster.workspace} on cluster {cluster.name!r} cannot be written: {last[found.end() :]}. Free "
+        f"space or raise the quota there, or correct `workspace` in include/clusters/{cluster.name}.yaml"
     )
 
 
-def _away(command: str, cluster: Cluster, done: Completed) -> SlurmUnreachable:
-    said = done.stderr.strip() or done.stdout.strip()
-    return SlurmUnreachable(
-        f"`{command}` on cluster {cluster.name!r} ended with exit code {done.code}: {said[-500:]}"
+def _base64(binaries: dict[str, bytes]) -> dict[str, str]:
+    return {path: base64.b64encode(data).decode("ascii") for path, data in binaries.items()}
+
+
+def _refusal(resolved: ResolvedJob, output: str, found: str = "") -> Exception:
+    """Return the error for a job that sbatch refused.
+
+    Args:
+        resolved: The job.
+        output: Output of sbatch.
+        found: Cause that was found in addition.
+    """
+    cluster, refusal = resolved.cluster.name, refusals.classify(output)
+    if refusal.verdict is Verdict.NO_ANSWER:
+        return SlurmUnavailable(f"slurmctld of cluster {cluster!r}: {refusal.meaning}: {output}")
+    if refusal.verdict is Verdict.NOT_NOW:
+        return NotAcceptedYet(
+            f"Slurm on cluster {cluster!r} does not accept the job {resolved.name!r} now; {refusal.meaning}: {output}"
+        )
+    more = "".join(f". {part[0].upper()}{part[1:]}" for part in (found, refusal.meaning) if part)
+    return JobRefused(output + more, resolved.name, cluster)
+
+
+def _unavailable(command: str, cluster: Cluster, done: Completed) -> SlurmUnavailable:
+    output = done.stderr.strip() or done.stdout.strip()
+    return SlurmUnavailable(
+        f"`{command}` on cluster {cluster.name!r} ended with exit code {done.code}: {output[-500:]}"
     )
-
-
-@asynccontextmanager
-async def _watching(client: SlurmClient) -> AsyncIterator[Session]:
-    async with client.transport.session(client.helper_argv) as session:
-        session.tell(_first_line("watch", {}).rstrip())
-        yield session
-
-
-# The helpers that a helper imports, before itself.
-_MODULES = {
-    "rpc": ("rpc",),
-    "done": ("files", "done"),
-    "submit": ("rpc", "files", "done", "submit"),
-    "attempts": ("rpc", "files", "done", "submit", "attempts"),
-    "ours": ("rpc", "files", "ours"),
-    "watch": ("watch",),
-    "ray_http": ("files", "ray_http"),
-    "check": ("check",),
-    "evidence": ("evidence",),
-}
-
-
-def _first_line(helper: str, request: dict[str, Any]) -> bytes:
-    """What ``include/login/boot.py`` reads."""
-    modules = {name: _source(name) for name in _MODULES[helper]}
-    return json.dumps({"modules": modules, "main": helper, "request": request}).encode() + b"\n"
-
-
-@functools.cache  # asked for in the triggerer's loop
-def _source(name: str) -> str:
-    return (include_dir() / "login" / f"{name}.py").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What decides a stage's result, as a hash: the same fingerprint and the same inputs mean the same result."""
+"""Hash everything that decides a stage's result: the same fingerprint and the same inputs mean the same result."""
 
 from __future__ import annotations
 
@@ -6,75 +6,75 @@ import hashlib
 import json
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_bridge.config.values import AbsolutePath, Strict
+from llm_bridge.remote.messages import StageRequest
+from llm_bridge.slurm.spec import SlurmJob, StageOutput
 
-if TYPE_CHECKING:
-    from llm_bridge.slurm.job import SlurmJob
-
-# Settings that name or report a run, or say how fast it goes and how much memory it takes, but do not decide what comes
-# out: whoever turns them after a failure goes on from the last checkpoint.
+# Settings that name or report a run, or affect its speed and memory, but not its result: after a failure they can be
+# changed, and the training still resumes from the last checkpoint.
 NOT_DECISIVE = (
-    *("logger", "project_name", "experiment_name", "wandb_entity", "preflight", "keep"),
+    *("logger", "project_name", "experiment_name", "wandb_entity", "wandb_run_id", "preflight", "keep"),
     *("trainer.save_freq", "trainer.test_freq", "trainer.*_ckpt_to_keep", "trainer.val_before_train"),
     *("*micro_batch_size*", "*max_token_len*", "*use_dynamic_bsz*", "*offload*", "*gpu_memory_utilization"),
     *("*num_workers*", "*.enable_gradient_checkpointing", "*log_val_generations*", "*enforce_eager"),
 )
 
 
-class Result(Strict):
-    """What a stage leaves behind, so that a finished stage is not run again.
+def stage_request(output: StageOutput, fingerprint: str, *, is_first: bool) -> StageRequest:
+    """Return a stage as a request for ``remote/login/stage_result.py``.
 
-    :param inputs: directories of the stages whose results this one takes.
-    :param outputs: what this stage alone makes; set aside (renamed) when an attempt begins anew.
-    :param shared: what other runs use too: it has to be there, and is never touched.
-    :param force: make it again although it is there.
+    Args:
+        output: The stage's inputs and outputs.
+        fingerprint: The stage's fingerprint.
+        is_first: The stage's first attempt, or the first one after the user cleared it. ``force`` applies only to it; a
+            retry resumes from its checkpoints.
     """
-
-    inputs: list[AbsolutePath] = []
-    outputs: list[AbsolutePath] = []
-    shared: list[AbsolutePath] = []
-    force: bool = False
-
-    def request(self, fingerprint: str, *, fresh: bool) -> dict[str, Any]:
-        """As ``include/login/done.py`` takes it.
-
-        :param fresh: no retry: the stage's first attempt, or the first one after the user has cleared it. Only such
-            a one is forced; a retry of it goes on where it failed.
-        """
-        return {**self.model_dump(), "fingerprint": fingerprint, "force": self.force and fresh}
+    return StageRequest(
+        fingerprint=fingerprint,
+        inputs=output.inputs,
+        outputs=output.outputs,
+        shared=output.shared,
+        force=output.force and is_first,
+    )
 
 
-def request(job: SlurmJob, *, fresh: bool) -> dict[str, Any] | None:
-    """What a job leaves behind, as ``include/login/done.py`` takes it; None if that is nothing.
+def job_stage_request(job: SlurmJob, *, is_first: bool) -> StageRequest | None:
+    """Return the stages that a job produces as one request; None for a job without outputs.
 
-    :param fresh: as for :meth:`Result.request`.
+    Args:
+        job: The job.
+        is_first: See :func:`stage_request`.
     """
-    if not job.makes:
-        return job.result.request(of_job(job), fresh=fresh) if job.result else None
-    first, *others = (part.result.request(of_job(part), fresh=fresh) for part in job.makes if part.result)
+    if not job.produces:
+        return stage_request(job.output, job_fingerprint(job), is_first=is_first) if job.output else None
+    first, *others = (
+        stage_request(part.output, job_fingerprint(part), is_first=is_first)
+        for part in job.produces
+        if part.output
+    )
     also = [
-        {"name": part.template, "directory": part.directory, **other}
-        for part, other in zip(job.makes[1:], others, strict=True)
+        other._replace(name=part.template or "", directory=part.directory)
+        for part, other in zip(job.produces[1:], others, strict=True)
     ]
-    return {**first, "also": also}
+    return first._replace(also=also)
 
 
-def of_job(job: SlurmJob) -> str:
-    """A Slurm job's fingerprint: which program, with which settings, on how many GPUs."""
+def job_fingerprint(job: SlurmJob) -> str:
+    """Return a Slurm job's fingerprint: of its program, its settings, and its number of nodes and GPUs."""
     size = {"nodes": job.resources.nodes, "gpus_per_node": job.resources.gpus_per_node}
-    return of(job.template or job.script or "", job.settings | size)
+    return compute(job.template or job.script or "", job.settings | size)
 
 
-def of(program: str, settings: dict[str, Any]) -> str:
-    """A fingerprint, as 64 hexadecimal digits.
+def compute(program: str, settings: dict[str, Any]) -> str:
+    """Return a fingerprint: 64 hexadecimal digits.
 
-    Not part of it: llm-bridge's own code (an upgrade in the middle of a run must neither train again nor lose
-    checkpoints), environment and versions on the cluster, and the contents of data and base model.
+    It does not include llm-bridge's own code (an upgrade in the middle of a run must neither train again nor lose
+    checkpoints), the environment and versions on the cluster, or the contents of the data and the base model.
 
-    :param program: a name, or the text of a user's script.
-    :param settings: the job's settings.json; verl's nested ones count by their dotted names.
+    Args:
+        program: Name of the job template, or text of a user's script.
+        settings: The job's settings; verl's nested settings are hashed under their dotted names.
     """
     parts = [program, sorted(_decisive(settings))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Slurm's way to write a time limit."""
+"""Parse and format time limits as Slurm writes them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from datetime import timedelta
 
 
 def parse(text: str) -> timedelta:
-    """What a time limit means: minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s (sbatch(1), --time).
+    """Return the duration of a time limit.
 
-    :raises ValueError: it is none of these.
+    Args:
+        text: Minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s (sbatch(1), --time).
+
+    Raises:
+        ValueError: It is none of these.
     """
     days, dash, rest = text.rpartition("-")
     numbers = [int(part) for part in rest.split(":")]
@@ -23,7 +27,14 @@ def parse(text: str) -> timedelta:
 
 
 def total(limits: Iterable[str | None]) -> str | None:
-    """The sum of time limits, as Slurm takes it; None if one of them is the site's default, which nobody knows here."""
+    """Return the sum of time limits in Slurm's format d-hh:mm:ss.
+
+    Args:
+        limits: Time limits; None for the site's default.
+
+    Returns:
+        The sum; None if one of the limits is the site's default, which is unknown here.
+    """
     known = list(limits)
     if None in known:
         return None
@@ -32,13 +43,18 @@ def total(limits: Iterable[str | None]) -> str | None:
     return f"{sum_.days}-{hours:02}:{seconds // 60:02}:{seconds % 60:02}"
 
 
-def warning(limit: str | None) -> int | None:
-    """How many seconds before a training's end Slurm is to warn it; None for a job that is too short for that.
+def warning_seconds(limit: str | None) -> int | None:
+    """Return the time between Slurm's signal to a training job and its time limit, in seconds.
 
-    Early, for the training itself knows how long it needs for a step and a save. But not within the job's first minute:
-    Slurm warns up to 60 s too soon (sbatch(1), --signal), and a script that is not ready for the signal dies of it.
+    The signal is sent early, because the training itself measures how long a step and a save take, and decides when to
+    save. It must not be sent within the job's first minute: Slurm signals up to 60 s too early (sbatch(1), --signal),
+    and the signal kills a script that has not set its trap yet.
 
-    :param limit: the job's time limit as Slurm takes it; None for the site's default.
+    Args:
+        limit: The job's time limit in Slurm's format; None for the site's default.
+
+    Returns:
+        Seconds; None for a job that is too short for a signal.
     """
     if limit is None:
         return 600

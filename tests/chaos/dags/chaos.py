@@ -6,9 +6,9 @@ from pathlib import Path
 
 from airflow.sdk import DAG
 
-from llm_bridge.orphans import ReapOrphansOperator
-from llm_bridge.slurm.operators import SlurmSubmitOperator
-from llm_bridge.slurm.sensors import SlurmJobSensor
+from llm_bridge.operators.orphans import ReapOrphansOperator
+from llm_bridge.operators.slurm import SlurmSubmitOperator
+from llm_bridge.sensors.slurm import SlurmJobSensor
 
 JOB = {
     "script": (Path(__file__).parent / "job.sh").read_text().rstrip() + "\n",
@@ -27,7 +27,7 @@ PARAMS = {
 
 
 def dag(dag_id: str, **more) -> DAG:
-    """A DAG that only runs when told; its tasks are tried again soon."""
+    """A DAG that only runs when triggered; its tasks are retried soon."""
     retry = {"retries": more.pop("retries", 3), "retry_delay": timedelta(seconds=2)}
     return DAG(
         dag_id,

@@ -1,12 +1,11 @@
 """Kill a task's process at a chosen line of llm-bridge. Python imports this by itself at start (PYTHONPATH).
 
 $CHAOS_PLANS/RUN.json says what to do in that run's task: {"step": n, "after": seconds, "supervisor": bool}. Steps are
-the lines that run from the first of SlurmSubmitOperator's coroutine on, counted as they come: at step n the process
-dies, at once or a moment later, and its supervisor with it if so wished. The plan is used up by that (RUN.died). A plan
-without a step has the steps written to RUN.steps.
+the lines of FILES that run from SlurmSubmission.submit on, counted as they come: at step n the process dies, at once or
+a moment later, together with its supervisor if so wished. The plan is used up by that (RUN.died). A plan without a step
+has the steps written to RUN.steps.
 """
 
-import inspect
 import json
 import os
 import signal
@@ -15,9 +14,12 @@ import threading
 from pathlib import Path
 
 PLANS = Path(os.environ.get("CHAOS_PLANS") or "/nonexistent")
-# What runs between intent and id.
-FILES = ("/llm_bridge/slurm/", "/llm_bridge/transport.py")
-FIRST = "/llm_bridge/slurm/operators.py"
+# The coroutine that submits, and what runs between intent and id.
+FIRST = ("/llm_bridge/slurm/submission.py", "submit")
+FILES = (
+    *("/llm_bridge/operators/slurm.py", "/llm_bridge/operators/base.py"),
+    *("/llm_bridge/slurm/", "/llm_bridge/remote/"),
+)
 
 
 def die(supervisor):
@@ -36,12 +38,12 @@ class Tracer:
         self.count = 0
 
     def call(self, frame, event, argument):
-        """Python calls it for every function that begins, and when a coroutine goes on."""
+        """Python calls it for every function that begins, and when a coroutine resumes."""
         code = frame.f_code
         if not any(part in code.co_filename for part in FILES):
             return None
-        if self.plan is None and code.co_filename.endswith(FIRST) and code.co_flags & inspect.CO_COROUTINE:
-            self.run = frame.f_locals["context"]["ti"].run_id
+        if self.plan is None and code.co_filename.endswith(FIRST[0]) and code.co_name == FIRST[1]:
+            self.run = frame.f_locals["self"].task.run_id
             try:
                 self.plan = json.loads((PLANS / f"{self.run}.json").read_text())
             except FileNotFoundError:
@@ -68,7 +70,7 @@ class Tracer:
 
 
 def in_child():
-    """A task's process is a fork of its supervisor; nobody else is traced."""
+    """A task's process is a fork of its supervisor; no other process is traced."""
     if PLANS.is_dir() and any(PLANS.glob("*.json")):
         sys.settrace(Tracer().call)
 

@@ -1,6 +1,6 @@
 """Airflow DAG of the tests: SFT and PPO of the tiny recipe every night, without a second try."""
 
-from llm_bridge.pipeline import post_training
+from llm_bridge.pipeline.dag import post_training
 
 dag = post_training("nightly_tiny", recipe="nightly_tiny", schedule="0 2 * * *")
 dag.params["stages"] = ["prepare", "sft", "ppo"]

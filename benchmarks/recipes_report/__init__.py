@@ -1,0 +1,1 @@
+"""Train the tiny twin of every recipe, and try bad inputs."""

@@ -1,0 +1,60 @@
+"""The recipe's ``evaluate``: rows, decoding and tasks with which the models of a run are compared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from llm_bridge.config.types import Count, FrozenModel, JobSize, matching
+
+# Tasks go to lm_eval as one argument, separated by commas.
+HarnessTask = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9_][A-Za-z0-9_.-]*", "the name of a task of lm-evaluation-harness, such as hellaswag"
+    ),
+]
+
+
+class Decoding(FrozenModel):
+    """Decoding of the answers, the same for all models. ``temperature: 0`` always takes the likeliest token."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count | None = Field(
+        default=None, description="ppo.verl's data.max_response_length when empty; without that, verl's 512"
+    )
+
+
+class Evaluation(JobSize):
+    """Evaluation of base, SFT and RL model on the held-out rows, with the recipe's reward."""
+
+    rows: Count | None = Field(
+        default=500, description="drawn from the test split by the seed; all when empty"
+    )
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    samples: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="answers to each prompt")
+    decoding: Decoding = Decoding()
+    harness: list[HarnessTask] = []
+
+    @field_validator("nodes")
+    @classmethod
+    def _one_node(cls, value: int | None) -> int | None:
+        if value is not None and value > 1:
+            raise ValueError("the evaluation runs on one node: remove nodes, and set gpus_per_node instead")
+        return value
+
+    @field_validator("harness", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _different_samples(self) -> Evaluation:
+        if self.samples > 1 and self.decoding.temperature == 0:
+            raise ValueError(
+                f"samples: {self.samples} answers to a prompt are all the same at temperature 0: set "
+                "decoding.temperature, such as 1.0, or samples to 1"
+            )
+        return self

@@ -1,0 +1,193 @@
+"""Find and read the YAML files that users edit."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterator
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llm_bridge.config.cluster import Cluster
+from llm_bridge.config.include import include_dir
+from llm_bridge.config.recipe import Recipe
+from llm_bridge.exceptions import ConfigError
+
+# The example explains every key; it is not a real cluster.
+_NOT_OFFERED = {"example"}
+
+# Keys that a file cannot have, and what takes their place.
+_ELSEWHERE = {
+    "overrides": "It is a field of the trigger form; in a recipe, set verl's own keys under sft.verl and ppo.verl"
+}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _DuplicateKey(Exception):
+    """A key stands twice in one mapping."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML loader that refuses a key that stands twice, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first and key.tag != "tag:yaml.org,2002:merge":
+                raise _DuplicateKey(
+                    f"the key {key.value!r} stands twice, in line {first[key.value]} and in line {line}: remove one"
+                )
+            if isinstance(key, yaml.ScalarNode):
+                first[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def available(kind: str) -> list[str]:
+    """Return the names that the trigger form offers.
+
+    Args:
+        kind: ``clusters`` or ``recipes``.
+    """
+    return sorted(f.stem for f in (include_dir() / kind).glob("*.yaml") if f.stem not in _NOT_OFFERED)
+
+
+def load_cluster(name: str) -> Cluster:
+    """Read ``include/clusters/NAME.yaml``.
+
+    Raises:
+        ConfigError: No such file, not YAML, or a wrong key, type or value.
+    """
+    return _load("clusters", name, Cluster)
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read ``include/recipes/NAME.yaml``.
+
+    Raises:
+        ConfigError: As for :func:`load_cluster`.
+    """
+    return _load("recipes", name, Recipe)
+
+
+def check_model(model: type[Model], values: dict[str, Any], source: str) -> Model:
+    """Validate ``values``.
+
+    Args:
+        model: The model to validate against.
+        values: Its fields.
+        source: The place that a user has to edit, for the error message: a file name or "the trigger form".
+
+    Raises:
+        ConfigError: Names source, keys, values and the allowed ones.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise describe_errors(error, model, source) from None
+
+
+def _load(kind: str, name: str, model: type[Model]) -> Model:
+    folder = include_dir() / kind
+    # Looking the name up among the files instead of joining it to a path keeps "../" out.
+    names = {f.stem: f for f in folder.glob("*.yaml")}
+    if name not in names:
+        raise ConfigError(
+            f"{name!r} is not one of the {kind} in {folder}: choose from {', '.join(available(kind)) or '(none)'}"
+        )
+    path = names[name]
+    source = f"include/{kind}/{path.name}"
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except _DuplicateKey as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise ConfigError(f"{source}, line {line}: not UTF-8 (byte {byte:#04x}): save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror or error}") from None
+    if values is None:
+        raise ConfigError(f"{source} is empty: see the comments in include/{kind} for the keys")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected 'key: value' lines, found {type(values).__name__}")
+    if "name" in values:
+        raise ConfigError(f"{source}: remove 'name': the name is that of the file")
+    if "evaluate" in values and values["evaluate"] is None:
+        raise ConfigError(
+            f"{source}: evaluate is empty: write 'evaluate: {{}}' for its defaults, or remove it"
+        )
+    return check_model(model, {"name": name, **values}, source)
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], source: str) -> ConfigError:
+    """Convert pydantic's errors into one that names file, key, value and the allowed values.
+
+    Args:
+        error: Raised by ``model``.
+        model: The model that was validated; its field names are the allowed keys.
+        source: The place that a user has to edit: a file name or "the trigger form".
+    """
+    lines = [f"{source} is not valid, {error.error_count()} error(s):"]
+    for finding in error.errors():
+        key = ".".join(str(part) for part in finding["loc"]) or "(whole file)"
+        lines.append(f"  - {key}: {_describe(finding, model)}")
+    return ConfigError("\n".join(lines))
+
+
+def _describe(finding: Any, model: type[BaseModel]) -> str:
+    kind, value = finding["type"], finding.get("input")
+    if kind == "extra_forbidden":
+        hidden = {"name"} if len(finding["loc"]) == 1 else set()  # that of the file
+        allowed = sorted(set(_fields_at(model, finding["loc"][:-1])) - hidden)
+        return (
+            f"no such key. {_hint(model, str(finding['loc'][-1]), allowed)}Allowed here: {', '.join(allowed)}"
+        )
+    if kind in ("model_type", "dict_type"):
+        keys = ", ".join(sorted(_fields_at(model, finding["loc"])))
+        return f"expected keys below it, 'key: value'{f', of {keys}' if keys else ''} (got {value!r})"
+    if kind == "missing":
+        return "this key is required"
+    if kind == "string_type" and isinstance(value, int | float):
+        return f"must be text: write it in quotes (got {value!r})"
+    message = finding["msg"].removeprefix("Value error, ")
+    # A validator of a nested value has named it.
+    return message if "(got " in message else f"{message} (got {value!r})"
+
+
+def _hint(model: type[BaseModel], key: str, allowed: list[str]) -> str:
+    """Return where a key that is not allowed at its place may belong, as a sentence; an empty text if unknown."""
+    if key in _ELSEWHERE:
+        return f"{_ELSEWHERE[key]}. "
+    if similar := list(_paths(model, key))[:2] or difflib.get_close_matches(key, allowed, n=1):
+        return f"Did you mean {' or '.join(similar)}? "
+    return "verl's own settings belong under verl. " if "verl" in allowed else ""
+
+
+def _paths(model: type[BaseModel], key: str, above: str = "") -> Iterator[str]:
+    """Yield the places of a model and of its nested ones that have a key."""
+    for name, field in model.model_fields.items():
+        if name == key:
+            yield f"{above}{name}"
+        for inner in _inner_types(field.annotation):
+            if hasattr(inner, "model_fields"):
+                yield from _paths(inner, key, f"{above}{name}.")
+
+
+def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Return the keys that the nested model at ``path`` accepts."""
+    current: Any = model
+    for part in (part for part in path if isinstance(part, str)):  # an index of a list has no keys of its own
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        current = next((t for t in _inner_types(field.annotation) if hasattr(t, "model_fields")), None)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _inner_types(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", ())
+    return [annotation, *(t for a in arguments for t in _inner_types(a))]

@@ -1,1 +1,0 @@
-"""How a stage can fail, and what is told about it."""

@@ -1,1 +1,0 @@
-"""The model's way to the Hub."""

@@ -1,0 +1,469 @@
+"""Plan of one run: the trigger form and the recipe, resolved and checked, with every path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from llm_bridge.config import overrides
+from llm_bridge.config.cluster import Cluster
+from llm_bridge.config.data import Data
+from llm_bridge.config.loader import check_model, load_cluster, load_recipe
+from llm_bridge.config.recipe import STAGES, Allocation, Recipe, Stage
+from llm_bridge.config.reward import FUNCTION_KEYS, MODEL_KEYS, SANDBOX_KEYS
+from llm_bridge.config.types import (
+    AbsolutePath,
+    Count,
+    FrozenModel,
+    HubId,
+    HubIdOrPath,
+    JobSize,
+    SlurmWord,
+    Text,
+)
+from llm_bridge.config.verl_settings import MODEL, Training, trains_adapter
+from llm_bridge.exceptions import ConfigError
+from llm_bridge.naming import slug
+from llm_bridge.remote import attempt_dir
+from llm_bridge.remote.node.verl import hydra_args, ppo_rules, sft_rules
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# Stages that train, on all GPUs of their nodes; the others are small jobs on one node.
+TRAINING: tuple[Stage, ...] = ("sft", "ppo")
+# verl's limit of an answer in PPO, and that of an evaluation which sets none.
+RESPONSE_LENGTH = "data.max_response_length"
+
+
+class Form(FrozenModel):
+    """Fields of the trigger form. An empty field keeps the recipe's value."""
+
+    recipe: SlurmWord
+    cluster: SlurmWord | None = None
+    run_name: Text | None = Field(default=None, max_length=100)
+    base_model: HubIdOrPath | None = None
+    repo_id: HubId | None = None
+    nodes: Count | None = None
+    allocation: Allocation | None = None
+    stages: list[Stage] = []
+    force_stages: list[Stage] = []
+    overrides: str | None = None
+
+    @field_validator("run_name", "base_model", "repo_id", "cluster", "allocation", mode="before")
+    @classmethod
+    def _blank_is_empty(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("stages", "force_stages", mode="before")
+    @classmethod
+    def _null_is_empty(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+
+class Plan(FrozenModel):
+    """One run, resolved. It is passed between tasks as JSON, and has no secret.
+
+    Attributes:
+        run_name: Name of the experiment in W&B.
+        cluster: Name of the cluster file.
+        recipe: The recipe, with the values of the form.
+        stages: The stages that run, in order.
+        force_stages: Stages that run although their results exist.
+        changes: What the form's overrides change in the recipe's settings for verl.
+        directory: ``WORKSPACE/DAG/RUN`` on the cluster.
+        workspace: The cluster's workspace.
+    """
+
+    run_name: Text
+    cluster: SlurmWord
+    recipe: Recipe
+    stages: list[Stage]
+    force_stages: list[Stage] = []
+    changes: list[str] = []
+    directory: AbsolutePath
+    workspace: AbsolutePath
+
+    def stage_dir(self, stage: Stage) -> str:
+        """Return the directory of a stage on the cluster."""
+        return f"{self.directory}/{stage}"
+
+    @property
+    def prepared(self) -> list[Stage]:
+        """Training stages that ``prepare`` prepares and checks: this run's; without one, those of the recipe.
+
+        So a run of ``prepare`` alone shows what the training would get.
+        """
+        return [stage for stage in TRAINING if stage in self.stages] or [
+            stage for stage in TRAINING if stage in self.recipe.stages
+        ]
+
+    def data(self, stage: Stage) -> Data:
+        """Return the data of a training stage: its own, or the recipe's."""
+        own: Data | None = getattr(self.recipe, stage).data
+        return own or self.recipe.data
+
+    def data_limits(self, stage: Stage) -> dict[str, Any] | None:
+        """Return what decides which rows are too long for a stage; None where such rows are kept.
+
+        Lengths that the recipe does not set are those of the pinned verl.
+        """
+        if self.data(stage).too_long == "keep":
+            return None
+        decisive = ("max_length", "max_prompt_length", "apply_chat_template_kwargs", "custom_chat_template")
+        given = {
+            f"{name}.{key.lstrip('+')}": value
+            for name in TRAINING
+            for key, value in getattr(self.recipe, name).verl.items()
+            if any(f".{word}" in key for word in decisive)
+            and (name == stage or "custom_chat_template" in key)
+        }
+        return {"stage": stage, "base_model": self.recipe.base_model, **given}
+
+    def data_dir(self, stage: Stage) -> str:
+        """Return the directory of the prepared data of a training stage; all runs share it."""
+        return f"{self.workspace}/data/{self.data(stage).folder(self.data_limits(stage))}"
+
+    @property
+    def base_model_path(self) -> str:
+        """Directory of the base model; one from the Hub is shared by all runs."""
+        base = self.recipe.base_model
+        return base if base.startswith("/") else f"{self.workspace}/models/{base.replace('/', '--')}"
+
+    @property
+    def sft_merge_dir(self) -> str:
+        """Stage directory of SFT's merge."""
+        return f"{self.stage_dir('sft')}/merge"
+
+    @property
+    def sft_model(self) -> str:
+        """Directory of the merged model of SFT."""
+        return f"{self.stage_dir('sft')}/model"
+
+    @property
+    def ppo_model(self) -> str:
+        """Directory of the merged model of PPO."""
+        return f"{self.stage_dir('merge')}/model"
+
+    @property
+    def ppo_starts_from(self) -> str:
+        """Directory of PPO's initial model: SFT's, or the base model by ``init_from`` or in a run without SFT."""
+        from_sft = self.recipe.ppo.init_from == "sft" and "sft" in self.stages
+        return self.sft_model if from_sft else self.base_model_path
+
+    @property
+    def final_model(self) -> str:
+        """Directory of the model to upload: PPO's, or SFT's in a run without PPO."""
+        return self.ppo_model if "merge" in self.stages else self.sft_model
+
+    @property
+    def final(self) -> Literal["sft", "rl"]:
+        """Name of the model to upload in the evaluation."""
+        return "rl" if "merge" in self.stages else "sft"
+
+    @property
+    def evaluated(self) -> dict[str, str]:
+        """Name -> directory of each model that is evaluated: base, sft and rl, as far as this run has them."""
+        return {
+            "base": self.base_model_path,
+            **({"sft": self.sft_model} if "sft" in self.stages else {}),
+            **({"rl": self.ppo_model} if "merge" in self.stages else {}),
+        }
+
+    @property
+    def evaluates_data_of(self) -> Stage:
+        """Training stage on whose held-out rows the models are evaluated: RL, or SFT in a run without RL."""
+        return "ppo" if "ppo" in self.stages else "sft"
+
+    @property
+    def publishes_adapter(self) -> bool:
+        """True if the model to upload is a LoRA adapter, and not a model with the adapter merged into it."""
+        return self.recipe.hub.lora == "adapter" and "upload" in self.stages
+
+    @property
+    def has_critic(self) -> bool:
+        """True if PPO trains a critic beside the actor."""
+        return ppo_rules.needs_critic(ppo_rules.in_recipe(self.recipe.ppo.verl))
+
+    @property
+    def allocation(self) -> Allocation:
+        """Allocation of this run: the recipe's, but ``per_stage`` unless both SFT and PPO run."""
+        both = {"sft", "ppo"} <= set(self.stages)
+        return self.recipe.allocation if both else "per_stage"
+
+    @property
+    def prequeued_dir(self) -> str:
+        """Stage directory of Ray clusters that were queued while SFT ran."""
+        return f"{self.stage_dir('ppo')}/{attempt_dir.PREQUEUED}"
+
+    def size(self, stage: Stage) -> JobSize:
+        """Return the recipe's resources of a stage."""
+        size: JobSize | None = getattr(self.recipe, stage)
+        return size or JobSize()
+
+    def nodes(self, stage: Stage) -> int:
+        """Return the number of nodes of a stage."""
+        return self.size(stage).nodes or (self.recipe.nodes if stage in TRAINING else 1)
+
+    def gpus_per_node(self, stage: Stage, cluster: Cluster) -> int:
+        """Return the number of GPUs on each node of a stage."""
+        wanted = self.size(stage).gpus_per_node
+        if stage == "evaluate":
+            return wanted or (1 if cluster.device == "cuda" else 0)
+        if stage not in TRAINING:
+            return wanted or 0
+        return wanted or self.recipe.gpus_per_node or cluster.gpus_per_node
+
+
+def make_plan(params: dict[str, Any], dag_id: str, run_id: str) -> Plan:
+    """Resolve the form against recipe and cluster file.
+
+    Args:
+        params: The form's fields.
+        dag_id: The DAG.
+        run_id: The run.
+
+    Raises:
+        ConfigError: An error that can be found without a connection to the cluster.
+    """
+    form = check_model(Form, params, "the trigger form")
+    recipe, cluster = _load(form)
+    recipe, changed_by_form = overrides.apply(recipe, overrides.parse(form.overrides or ""))
+    changes: dict[str, Any] = {}
+    if form.base_model:
+        changes["base_model"] = form.base_model
+    if form.repo_id:
+        changes["hub"] = recipe.hub.model_copy(update={"repo_id": form.repo_id})
+    if form.allocation:
+        changes["allocation"] = form.allocation
+    if form.nodes:
+        for stage in TRAINING:
+            changes[stage] = getattr(recipe, stage).model_copy(update={"nodes": form.nodes})
+    plan = Plan(
+        run_name=form.run_name or run_id,
+        cluster=cluster.name,
+        recipe=recipe.model_copy(update=changes),
+        stages=_stages(form, recipe),
+        force_stages=form.force_stages,
+        changes=changed_by_form,
+        directory=f"{cluster.workspace}/{slug(dag_id)}/{slug(run_id)}",
+        workspace=cluster.workspace,
+    )
+    _check(plan, cluster)
+    return plan
+
+
+def plan_of(context: Context) -> Plan:
+    """Return the plan of the run, made by its task ``check``."""
+    values: Any = context["ti"].xcom_pull(task_ids="check")
+    return Plan.model_validate(values)
+
+
+def _stages(form: Form, recipe: Recipe) -> list[Stage]:
+    """Return the stages of a run, in order; a recipe without the key ``evaluate`` has no such stage."""
+    given = form.stages or [stage for stage in recipe.stages if stage != "evaluate" or recipe.evaluate]
+    return [stage for stage in STAGES if stage in given]
+
+
+def _load(form: Form) -> tuple[Recipe, Cluster]:
+    """Return recipe and cluster of a form.
+
+    Raises:
+        ConfigError: Names the errors of both files.
+    """
+    errors: list[str] = []
+    recipe = cluster = None
+    try:
+        recipe = load_recipe(form.recipe)
+    except ConfigError as error:
+        errors.append(str(error))
+    if cluster_name := form.cluster or (recipe and recipe.cluster):
+        try:
+            cluster = load_cluster(cluster_name)
+        except ConfigError as error:
+            errors.append(str(error))
+    elif recipe:
+        errors.append(
+            f"no cluster: choose one in the form, or set 'cluster' in include/recipes/{recipe.name}.yaml"
+        )
+    if errors or recipe is None or cluster is None:
+        raise ConfigError("\n".join(errors))
+    return recipe, cluster
+
+
+def _check(plan: Plan, cluster: Cluster) -> None:
+    """Check combinations of fields, and what the programs on the nodes make of verl's settings.
+
+    Raises:
+        ConfigError: Names every combination that cannot work, and every setting that cannot be passed to verl.
+    """
+    problems = [*_wrong_sizes(plan, cluster), *_wrong_stages(plan), *_unwritable_settings(plan)]
+    problems += [*_wrong_adapter(plan), *_wrong_data(plan), *_wrong_reward(plan)]
+    problems += [*_wrong_sft(plan, cluster), *_wrong_ppo(plan, cluster)]
+    problems += [*_wrong_evaluation(plan), *_wrong_publish(plan)]
+    if problems:
+        where = f"recipe {plan.recipe.name!r} on cluster {cluster.name!r}: "
+        lines = problems if len(problems) == 1 else [f"{len(problems)} errors:", *problems]
+        raise ConfigError(where + "\n  - ".join(lines))
+
+
+def _wrong_sizes(plan: Plan, cluster: Cluster) -> Iterator[str]:
+    for stage in plan.stages:
+        needed = plan.gpus_per_node(stage, cluster)
+        if needed > cluster.gpus_per_node:
+            more = " and raise nodes instead" if stage in TRAINING else ""
+            yield (
+                f"stage {stage!r} needs {needed} GPUs per node, but a node has {cluster.gpus_per_node}: lower "
+                f"gpus_per_node in include/recipes/{plan.recipe.name}.yaml{more}"
+            )
+    if plan.allocation == "shared":
+        sizes = {s: (plan.nodes(s), plan.gpus_per_node(s, cluster)) for s in TRAINING}
+        if len(set(sizes.values())) > 1:
+            found = ", ".join(f"{s} {n} node(s) x {gpus} GPU(s)" for s, (n, gpus) in sizes.items())
+            yield (
+                f"allocation 'shared' gives SFT and PPO the same nodes, but they need {found}: make them "
+                f"equal in include/recipes/{plan.recipe.name}.yaml, or choose allocation per_stage or queue_ahead"
+            )
+
+
+def _wrong_stages(plan: Plan) -> Iterator[str]:
+    if not plan.stages:
+        yield "no stage is left: 'evaluate' needs the key evaluate in the recipe. Choose other stages, or add it"
+    if "upload" in plan.stages and not plan.recipe.hub.repo_id:
+        yield "stage 'upload' needs repo_id, in the form or as hub.repo_id in the recipe"
+    if "upload" in plan.stages and not {"sft", "merge"} & set(plan.stages):
+        yield "stage 'upload' has no model to upload: choose 'merge' (PPO's) or 'sft' too"
+    if "merge" in plan.stages and "ppo" not in plan.stages:
+        yield "stage 'merge' merges PPO's model: choose 'ppo' too"
+    if "ppo" in plan.stages and "upload" in plan.stages and "merge" not in plan.stages:
+        yield "PPO's model is uploaded from stage 'merge': choose it too"
+
+
+def _wrong_data(plan: Plan) -> Iterator[str]:
+    if "sft" in plan.stages and not plan.data("sft").has_responses:
+        key = "sft.data" if plan.recipe.sft.data else "data"
+        yield (
+            f"{key}.columns has no response, from which SFT learns: set {key}.columns.response in "
+            f"include/recipes/{plan.recipe.name}.yaml, give SFT other data (sft.data), or choose stages without 'sft'"
+        )
+
+
+def _wrong_adapter(plan: Plan) -> Iterator[str]:
+    """Yield the reasons for which the Hub could not load the adapter that ``hub.lora: adapter`` publishes."""
+    if not plan.publishes_adapter:
+        return
+    stage: Training = "ppo" if plan.final_model == plan.ppo_model else "sft"
+    key = f"{stage}.verl: {MODEL[stage]}.lora_rank"
+    file = f"include/recipes/{plan.recipe.name}.yaml"
+    if not trains_adapter(stage, getattr(plan.recipe, stage).verl):
+        yield f"hub.lora is 'adapter', but {stage} trains all weights: set {key} in {file}, or hub.lora to merged"
+    elif stage == "ppo" and plan.ppo_starts_from != plan.base_model_path:
+        yield (
+            "hub.lora is 'adapter', but PPO starts from SFT's model, which is not on the Hub, so PPO's adapter "
+            f"could not be loaded from there. Set hub.lora to merged, or ppo.init_from to base, in {file}"
+        )
+    elif plan.recipe.base_model.startswith("/"):
+        yield (
+            f"hub.lora is 'adapter', but base_model is the path {plan.recipe.base_model}: an adapter names its base "
+            "model by OWNER/NAME on the Hub. Set base_model to that, or hub.lora to merged"
+        )
+
+
+def _wrong_reward(plan: Plan) -> Iterator[str]:
+    reward = plan.recipe.ppo.reward
+    if "ppo" in plan.stages and reward and (keys := reward.conflicts(plan.recipe.ppo.verl)):
+        yield (
+            f"ppo.reward and {', '.join(keys)} under ppo.verl both set the reward: remove one of them in "
+            f"include/recipes/{plan.recipe.name}.yaml"
+        )
+
+
+def _wrong_sft(plan: Plan, cluster: Cluster) -> Iterator[str]:
+    """Yield the settings of SFT that verl would refuse on the GPUs."""
+    if "sft" in plan.stages:
+        gpus = plan.nodes("sft") * plan.gpus_per_node("sft", cluster)
+        for problem in sft_rules.problems(sft_rules.in_recipe(plan.recipe.sft.verl), gpus):
+            yield f"sft.verl: {problem}"
+
+
+def _wrong_evaluation(plan: Plan) -> Iterator[str]:
+    """Yield the reasons for which the models of this run cannot be evaluated."""
+    if "evaluate" not in plan.stages:
+        return
+    file = f"include/recipes/{plan.recipe.name}.yaml"
+    if not plan.recipe.evaluate:
+        yield f"stage 'evaluate' needs the key evaluate in {file}, such as evaluate: {{rows: 500}}"
+    if not {"sft", "merge"} & set(plan.stages):
+        yield "stage 'evaluate' has no model to compare with the base model: choose 'merge' (PPO's) or 'sft' too"
+    reward, verl = plan.recipe.ppo.reward, plan.recipe.ppo.verl
+    length = next((verl[key] for key in verl if key.lstrip("+") == RESPONSE_LENGTH), None)
+    given = plan.recipe.evaluate and plan.recipe.evaluate.decoding.max_tokens
+    if not given and length is not None and (type(length) is not int or length < 1):
+        yield (
+            f"stage 'evaluate' limits its answers by ppo.verl's {RESPONSE_LENGTH}, which must be a number of tokens, "
+            f"and not {length!r}: correct it, or set evaluate.decoding.max_tokens in {file}"
+        )
+    if reward and reward.model:
+        yield (
+            "stage 'evaluate' cannot score with ppo.reward.model, which needs GPUs of its own: choose stages without "
+            f"it, remove evaluate from {file}, or set another ppo.reward"
+        )
+    chosen = (*FUNCTION_KEYS, *MODEL_KEYS, *SANDBOX_KEYS)
+    if by_hand := [key for key in verl if key.lstrip("+").startswith(chosen)]:
+        yield (
+            f"stage 'evaluate' scores with ppo.reward, but {', '.join(by_hand)} under ppo.verl set the reward: set it "
+            f"as ppo.reward in {file} (docs/rewards.md), or choose stages without 'evaluate'"
+        )
+
+
+def _wrong_publish(plan: Plan) -> Iterator[str]:
+    """Yield the conditions of ``publish`` that could never hold in this run."""
+    publish = plan.recipe.publish
+    if "upload" not in plan.stages or not publish.needs_evaluation:
+        return
+    file = f"include/recipes/{plan.recipe.name}.yaml"
+    if "evaluate" not in plan.stages:
+        key = "min_score" if publish.min_score is not None else "better_than"
+        advice = "choose stage 'evaluate' too" if plan.recipe.evaluate else f"add the key evaluate to {file}"
+        yield f"publish.{key} compares scores, but this run does not evaluate: {advice}, or change publish"
+    if publish.better_than == "published" and not plan.recipe.hub.card:
+        yield (
+            "publish.better_than is 'published', whose score is read from its model card, but hub.card is false: "
+            f"remove hub.card, or set publish.better_than to base in {file}"
+        )
+    if publish.better_than == "sft" and (plan.final == "sft" or "sft" not in plan.stages):
+        yield (
+            "publish.better_than is 'sft', but this run does not have both an SFT and an RL model: choose stages "
+            f"'sft', 'ppo' and 'merge', or set publish.better_than to base in {file}"
+        )
+
+
+def _wrong_ppo(plan: Plan, cluster: Cluster) -> Iterator[str]:
+    """Yield the settings of PPO that verl would ignore, get wrong, or refuse on the GPUs."""
+    if "ppo" not in plan.stages:
+        return
+    verl, algorithm = plan.recipe.ppo.verl, plan.recipe.ppo.algorithm
+    gpus = plan.nodes("ppo") * plan.gpus_per_node("ppo", cluster)
+    for problem in ppo_rules.problems(ppo_rules.in_recipe(verl), gpus):
+        yield f"ppo.verl: {problem}"
+    # With the default algorithm, a change of the estimator alone leaves them to the log of check.
+    if algorithm != "ppo" and (unused := ppo_rules.unused_critic_keys(verl)):
+        yield f"ppo.algorithm {algorithm} has no critic: remove {', '.join(unused)} from ppo.verl"
+
+
+def _unwritable_settings(plan: Plan) -> Iterator[str]:
+    """Yield the verl settings that cannot be passed to verl, as the program on the node would."""
+    for stage in TRAINING:
+        if stage not in plan.stages:
+            continue
+        for key, value in getattr(plan.recipe, stage).verl.items():
+            where = f"{stage}.verl in include/recipes/{plan.recipe.name}.yaml or in the form's overrides"
+            try:
+                hydra_args.override(key, value)
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                # The plan is passed between tasks as JSON, which has no infinity and no "not a number".
+                yield f"{where}: {key}={value!r} cannot be passed to verl: {error}"

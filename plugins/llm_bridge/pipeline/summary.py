@@ -1,0 +1,161 @@
+"""Last task of a run: one table with the jobs, times and states of all stages, also of a run that failed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from llm_bridge.exceptions import ClusterUnavailable
+from llm_bridge.operators.base import ClusterOperator
+from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM
+from llm_bridge.pipeline.approval import APPROVAL, GATE, evaluation_of, refusal
+from llm_bridge.ray.startup_timing import describe, seconds
+from llm_bridge.remote.node.evaluate import report
+from llm_bridge.sensors.ray import JOB_XCOM_RAY
+from llm_bridge.slurm.cancellation import cancel_and_wait
+from llm_bridge.slurm.client import open_client
+from llm_bridge.slurm.status import JobInfo, Phase
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# Row of the table -> the task that it shows.
+ROWS = {
+    "prepare": "prepare.run",
+    "sft": "sft.train",
+    "sft merge": "sft.merge",
+    "ray cluster": "ppo.ray_up",
+    "ppo": "ppo.wait",
+    "merge": "merge.run",
+    "evaluate": "evaluate.run",
+    "upload": "upload.run",
+}
+# States of a task in a run that has succeeded.
+GOOD_STATES = {"success", "skipped"}
+
+
+class SummaryOperator(ClusterOperator):
+    """Operator that collects every stage's job, times and result, and fails if any stage failed.
+
+    It pushes an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
+    "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
+    overrides changed in the recipe], "evaluation": {...} or None, "refused": why the model is not published, or
+    None}``.
+    """
+
+    ui_color = "#eeeeee"
+
+    def execute(self, context: Context) -> None:
+        """Log the table, push the XCom, and cancel jobs that no task owns any more.
+
+        Raises:
+            AirflowFailException: A task failed; the message names it.
+        """
+        ti: Any = context["ti"]
+        tasks = ["check", *ROWS.values(), "ppo.submit", "ppo.ray_down", GATE, APPROVAL]
+        found = ti.get_task_states(dag_id=ti.dag_id, task_ids=tasks, run_ids=[ti.run_id])
+        states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
+        plan = ti.xcom_pull(task_ids="check")
+        try:
+            slurm = asyncio.run(self._job_states(plan, ti)) if plan else {}
+            self._cancel_left_over(plan, slurm)
+        except ClusterUnavailable as error:
+            self.wait_for_cluster(plan["cluster"], error)
+        rows = [self._row(name, task, states, slurm, ti) for name, task in ROWS.items()]
+        uploaded = ti.xcom_pull(task_ids=ROWS["upload"]) or {}
+        phases = ((ti.xcom_pull(task_ids=ROWS["ray cluster"]) or {}).get("result") or {}).get("phases") or {}
+        summary = {
+            "stages": rows,
+            "ray_phases_s": seconds(phases),
+            "model": uploaded.get("result"),
+            "changes": (plan or {}).get("changes", []),
+            "evaluation": evaluation_of(context),
+            "refused": refusal(context) if states.get(ROWS["upload"]) == "skipped" else None,
+        }
+        for line in table(rows):
+            self.log.info("%s", line)
+        for change in summary["changes"]:
+            self.log.info("changed against the recipe: %s", change)
+        if phases:
+            self.log.info("ray cluster: %s", describe(phases))
+        if summary["evaluation"]:
+            for line in report.table(summary["evaluation"]):
+                self.log.info("%s", line)
+        if summary["refused"]:
+            self.log.info("%s", summary["refused"])
+        ti.xcom_push(key="summary", value=summary)
+        bad = [task for task in tasks if states.get(task) not in GOOD_STATES]
+        if bad:
+            failed = [task for task in bad if states.get(task) == "failed"] or bad
+            raise AirflowFailException(f"the run failed in {', '.join(failed)}: see the log of that task")
+
+    def _cancel_left_over(self, plan: Any, slurm: dict[str, JobInfo]) -> None:
+        """Cancel jobs that are still active: no task owns them any more.
+
+        For a task that is marked failed within the second before the triggerer starts its trigger, Airflow never calls
+        ``on_kill``.
+        """
+        left = [info.job_id for info in slurm.values() if info.phase is not Phase.ENDED]
+        if left:
+            self.log.warning("cancelling Slurm job %s: still active at the end of the run", ", ".join(left))
+            asyncio.run(cancel_and_wait(plan["cluster"], left))
+
+    async def _job_states(self, plan: dict[str, Any], ti: Any) -> dict[str, JobInfo]:
+        """Return what is known of every Slurm job of the run, by task; close their stages."""
+        jobs = {task: ti.xcom_pull(task_ids=task, key=JOB_XCOM) for task in ROWS.values()}
+        # Queued behind SFT for ppo.ray_up, which may not have run and adopted it.
+        jobs[FOLLOWUP_XCOM] = ti.xcom_pull(task_ids=ROWS["sft"], key=FOLLOWUP_XCOM)
+        known = {}
+        async with open_client(plan["cluster"]) as client:
+            directories = {job["job_id"]: job["directory"] for job in jobs.values() if job}
+            found = await client.find(directories, directories=directories)
+            for task, job in jobs.items():
+                if not job:
+                    continue
+                info = found.get(job["job_id"])
+                if not info or not info.belongs_to(job["directory"]):
+                    info = await client.look_up(**job)
+                if info:
+                    known[task] = info
+            # No task owns these stages any more; a job that Slurm dropped from its queue left its secrets there.
+            for stage in sorted(
+                {str(PurePosixPath(job["directory"]).parent) for job in jobs.values() if job}
+            ):
+                await client.list_attempts(stage, close=True)
+        return known
+
+    def _row(
+        self, name: str, task: str, states: dict[str, str], slurm: dict[str, JobInfo], ti: Any
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "name": name,
+            "state": states.get(task),
+            "job_id": None,
+            "queue_s": None,
+            "run_s": None,
+        }
+        if task == ROWS["ppo"] and (ray_job := ti.xcom_pull(task_ids=task, key=JOB_XCOM_RAY)):
+            result = ti.xcom_pull(task_ids=task) or {}
+            # A Ray job waits in Slurm's queue with its cluster, and nowhere else.
+            row |= {"job_id": ray_job["submission_id"], "queue_s": 0.0, "run_s": result.get("run_s")}
+        elif info := slurm.get(task):
+            row |= {"job_id": info.job_id, "queue_s": info.queue_seconds, "run_s": info.run_seconds}
+        return row
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Format rows as lines of text, in columns.
+
+    Args:
+        rows: Dicts with the keys ``name``, ``state``, ``job_id``, ``queue_s``, ``run_s``.
+    """
+    columns = ("name", "state", "job_id", "queue_s", "run_s")
+    cells = [list(columns)] + [["" if row[c] is None else str(row[c]) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]

@@ -1,0 +1,58 @@
+"""Read Airflow connections. Below the triggers only this module and ``transport`` use Airflow."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.log import mask_secret
+
+from llm_bridge.exceptions import ConfigError
+
+
+def connection(conn_id: str, kind: str = "") -> Any:
+    """Return an Airflow connection.
+
+    Args:
+        conn_id: Its id.
+        kind: What to create if there is none.
+
+    Raises:
+        ConfigError: There is no connection with that id.
+    """
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        create = ", ".join(filter(None, ("Admin > Connections", kind)))
+        raise ConfigError(
+            f"Airflow has no connection {conn_id!r}: create it ({create}), or correct the name where it is set "
+            "(cluster file or DAG)"
+        ) from None
+
+
+def secret(conn_id: str) -> str:
+    """Return the token or key that a connection holds as its password, without blanks and line ends around it.
+
+    It is checked here because an HTTP library shows a header value that it refuses in its own error message.
+
+    Raises:
+        ConfigError: There is no such connection, it has no password, or none that can be a token; it is not shown.
+    """
+    password = connection(conn_id, "type Generic, with the token as its password").password or ""
+    value: str = password.strip()
+    if not value:
+        raise ConfigError(
+            f"the Airflow connection {conn_id!r} has no password: store the token there (Admin > Connections), or "
+            "correct the name where it is set (cluster file or DAG)"
+        )
+    if value != password:
+        mask_secret(value)  # Airflow masks the password as it is in the connection
+    if not re.fullmatch("[!-~]+", value):
+        wrong = "a blank or a line end" if re.search(r"\s", value) else "a character outside printable ASCII"
+        raise ConfigError(
+            f"the password of Airflow connection {conn_id!r} is no token or key: there is {wrong} within it. Copy the "
+            "token again, alone and whole, into the connection (Admin > Connections)"
+        )
+    return value

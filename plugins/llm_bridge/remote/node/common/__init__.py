@@ -1,0 +1,1 @@
+"""Helpers that several programs on the nodes share; standard library only."""

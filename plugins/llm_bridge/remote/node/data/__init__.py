@@ -1,0 +1,1 @@
+"""Conversion of data sets into the shape that verl trains on."""

@@ -1,0 +1,1 @@
+"""Transfers from and to the Hugging Face Hub."""

@@ -1,0 +1,1 @@
+"""Interfaces to verl: configuration, hydra arguments, checkpoints."""

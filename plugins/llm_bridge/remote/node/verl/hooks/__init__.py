@@ -1,0 +1,1 @@
+"""Modules that verl's own processes import."""

@@ -1,0 +1,1 @@
+"""Sensors that wait for a Slurm or Ray job that another task submitted."""

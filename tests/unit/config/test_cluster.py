@@ -1,0 +1,45 @@
+"""Cluster files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_bridge.config.loader import load_cluster
+from llm_bridge.exceptions import ConfigError
+
+
+def write(include: Path, name: str, text: str) -> None:
+    (include / name).write_text(text, encoding="utf-8")
+
+
+MINIMAL = "ssh_conn_id: s\nworkspace: /w\ngpus_per_node: 8\n"
+
+
+def test_the_example_cluster_explains_every_key() -> None:
+    """Every key must be in example.yaml, where users look it up."""
+    from llm_bridge.config.cluster import Cluster, Environment, HubSettings, RaySettings, StageDefaults
+    from llm_bridge.config.include import include_dir
+
+    text = (include_dir() / "clusters" / "example.yaml").read_text(encoding="utf-8")
+    for model in (Cluster, Environment, RaySettings, HubSettings, StageDefaults):
+        missing = [key for key in model.model_fields if key != "name" and f"{key}" not in text]
+        assert not missing, f"{model.__name__}: {missing}"
+
+
+@pytest.mark.parametrize(
+    "value", ["gpu; rm -rf /", "$(id)", "a b", "gpu\n#SBATCH --uid=0", "`id`", "グ", "'"]
+)
+def test_a_partition_that_would_need_quoting_is_refused(include: Path, value: str) -> None:
+    import yaml
+
+    write(include, "clusters/mine.yaml", MINIMAL + yaml.safe_dump({"partition": value}))
+    with pytest.raises(ConfigError, match="partition"):
+        load_cluster("mine")
+
+
+def test_two_ways_into_the_environment_are_refused(include: Path) -> None:
+    write(include, "clusters/mine.yaml", MINIMAL + "environment: {venv: /v, container: /c.sif}\n")
+    with pytest.raises(ConfigError, match="set one of venv, conda, container; venv and container are set"):
+        load_cluster("mine")

@@ -1,0 +1,118 @@
+"""Messages of the exceptions of failed jobs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from llm_bridge.diagnosis.explain import FailureReport
+from llm_bridge.diagnosis.progress_ledger import ProgressLedger
+from llm_bridge.diagnosis.report import titled
+from llm_bridge.diagnosis.retry import RetryContext, decide
+from llm_bridge.operators.exceptions import (
+    MAX_STACK_LINES,
+    RESUBMITS,
+    HubUploadEvent,
+    HubUploadFailed,
+    HubUploadPermanentError,
+    RayJobFailed,
+    RayJobPermanentError,
+    SlurmJobFailed,
+    SlurmJobPermanentError,
+)
+from llm_bridge.ray.client import RayTarget
+from llm_bridge.ray.events import RayEndReason, RayJobEvent
+from llm_bridge.remote.attempt_dir import Outcome, Reason
+from llm_bridge.slurm.events import EndReason, HangReport, SlurmJobEvent
+from llm_bridge.slurm.status import JobInfo
+
+INFO = JobInfo("7", "FAILED", reason="NonZeroExitCode", nodes="n1", exit_code=3)
+SLURM = SlurmJobEvent("7", "big", "/w/a", EndReason.ENDED, info=INFO, last_lines=("one", "two"))
+TARGET = RayTarget(cluster="big", job_id="7", directory="/w/c")
+RAY = RayJobEvent(RayEndReason.FAILED, target=TARGET, submission_id="j", directory="/w/r")
+FOUND = titled("cuda_oom", "out of memory")
+REPORT = FailureReport(FOUND, decide(FOUND, ProgressLedger(), RetryContext()))
+
+
+def test_a_failed_slurm_job_is_described_with_state_lines_log_and_diagnosis() -> None:
+    error = SlurmJobFailed(SLURM, REPORT)
+    text = str(error)
+    assert text.startswith("Slurm job 7 on cluster 'big' ")
+    assert "FAILED, exit code 3, signal 0, reason NonZeroExitCode, on n1\n" in text
+    assert "\nLast lines:\n  | one\n  | two\nComplete log on the cluster: /w/a/output.log\n" in text
+    assert text.endswith(FOUND.text())
+    assert (error.diagnosis, error.decision) == (FOUND, REPORT.decision)
+
+
+def test_without_a_report_there_is_neither_diagnosis_nor_decision() -> None:
+    error = SlurmJobFailed(SLURM)
+    assert (error.diagnosis, error.decision) == (None, None) and "Cause:" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "what"), [(True, "was cancelled"), (False, "continues, but this task stopped waiting")]
+)
+def test_after_a_time_limit_the_text_says_whether_the_job_runs_on(cancelled: bool, what: str) -> None:
+    text = str(SlurmJobFailed(replace(SLURM, end=EndReason.TIMEOUT, cancelled=cancelled)))
+    assert what in text and "the task's time limit has passed" in text
+
+
+def test_a_job_without_a_known_state_is_described_by_the_notice() -> None:
+    lost = replace(SLURM, end=EndReason.FORGOTTEN, info=None, notice="Slurm has lost job 7")
+    assert "can no longer be followed: Slurm has lost job 7. Log on the cluster: /w/a/" in str(
+        SlurmJobFailed(lost)
+    )
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_jobs_own_reason_and_its_hang_are_in_the_text(ended: bool) -> None:
+    stacks = tuple(f"n1: frame {number}" for number in range(2 * MAX_STACK_LINES))
+    hang = HangReport("30 min", stacks=stacks, ended=ended)
+    text = str(SlurmJobFailed(replace(SLURM, reason=Reason("no such column"), hang=hang)))
+    assert "\nThe job's own reason: no such column" in text
+    assert "\nThe job hung: no output and no new step for 30 min" in text
+    assert ("llm-bridge ended it" in text) is ended
+    assert text.count("frame") == MAX_STACK_LINES
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"outcome": Outcome(137, 2.0)}, "ended FAILED (driver_exit_code 137): it was killed (SIGKILL)"),
+        (
+            {"end": RayEndReason.ALLOCATION_ENDED, "info": JobInfo("7", "CANCELLED"), "cause": "by user ann (uid 7)"},
+            "lost its cluster: Slurm job 7 on cluster 'big' was cancelled: CANCELLED by user ann (uid 7)",
+        ),
+        (
+            {"end": RayEndReason.ALLOCATION_ENDED, "info": JobInfo("7", "PENDING")},
+            "lost its cluster: Slurm job 7 on cluster 'big' was requeued and starts from its beginning",
+        ),
+        ({"end": RayEndReason.LOST, "notice": "no such job"}, "can no longer be followed (LOST): no such job"),
+    ],
+)  # fmt: skip
+def test_a_failed_ray_job_is_described_by_its_end(fields: dict[str, Any], what: str) -> None:
+    text = str(RayJobFailed(replace(RAY, **fields), resubmits=True))
+    assert text.startswith(f"Ray job j {what}")
+    assert "/w/r/output.log\nLog of the Ray cluster: /w/c/output.log" in text
+    assert text.endswith(f"Next: {RESUBMITS}")
+
+
+def test_a_ray_job_that_cannot_start_is_not_said_to_be_submitted_again() -> None:
+    event = replace(RAY, end=RayEndReason.CANNOT_START, notice="it requests GPU 9")
+    text = str(RayJobPermanentError(event, resubmits=True))
+    assert text.startswith("Ray job j cannot start: it requests GPU 9") and RESUBMITS not in text
+
+
+def test_a_failed_upload_names_folder_repository_and_worker() -> None:
+    event = HubUploadEvent("/models/m", "me/llama", "worker-1", 3, ("refused",))
+    text = str(HubUploadFailed(event, REPORT))
+    assert "upload of /models/m to me/llama from worker worker-1 failed: exit code 3" in text
+    assert "  | refused" in text
+
+
+@pytest.mark.parametrize("error", [SlurmJobPermanentError, RayJobPermanentError, HubUploadPermanentError])
+def test_airflow_does_not_retry_a_permanent_error(error: type[Exception]) -> None:
+    assert issubclass(error, AirflowFailException)

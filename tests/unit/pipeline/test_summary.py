@@ -1,0 +1,118 @@
+"""The summary of a run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from llm_bridge.operators.slurm import JOB_XCOM
+from llm_bridge.pipeline import summary
+from llm_bridge.pipeline.approval import GATE
+from llm_bridge.pipeline.summary import SummaryOperator
+from llm_bridge.ray.startup_timing import describe, seconds
+from llm_bridge.slurm.status import JobInfo
+
+# As in `cluster.json`; the order of JSON keys is not reliable.
+PHASES = {
+    "verified": 107.06,
+    "allocated": 100.0,
+    "environment": 100.4,
+    "head_up": 104.0,
+    "workers_joined": 107.0,
+}
+
+
+def test_the_summary_of_a_run_has_the_changes_of_the_form_and_the_phases_of_the_ray_clusters_start(
+    include: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (include / "clusters" / "here.yaml").write_text("ssh_conn_id: null\nworkspace: /w\ngpus_per_node: 8\n")
+    check = {"cluster": "here", "changes": ["ppo.optim.lr: 1 -> 2"]}
+    pulled = {"check": check, "ppo.ray_up": {"result": {"phases": PHASES}}}
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        dag_id="d",
+        run_id="r",
+        xcom_pull=lambda task_ids, key="return_value": (
+            pulled.get(task_ids) if key == "return_value" else None
+        ),
+        xcom_push=lambda key, value: pushed.__setitem__(key, value),
+        get_task_states=lambda **which: {"r": dict.fromkeys(which["task_ids"], "success")},
+    )
+    SummaryOperator(task_id="summary").execute({"ti": ti})  # type: ignore[typeddict-item]
+    assert pushed["summary"]["ray_phases_s"] == seconds(PHASES)
+    log = capsys.readouterr().out
+    assert f"ray cluster: {describe(PHASES)}" in log
+    assert "changed against the recipe: ppo.optim.lr: 1 -> 2" in log
+    assert pushed["summary"]["changes"] == check["changes"]
+
+
+@pytest.mark.parametrize(
+    ("upload", "refused"), [("skipped", "not published because of x"), ("upstream_failed", None)]
+)
+def test_a_run_whose_model_is_refused_succeeds_and_says_why(
+    include: Path, capsys: pytest.CaptureFixture[str], upload: str, refused: str | None
+) -> None:
+    """The decision of an earlier try is not the reason of an upload that did not run because of a failure."""
+    (include / "clusters" / "here.yaml").write_text("ssh_conn_id: null\nworkspace: /w\ngpus_per_node: 8\n")
+    pulled = {"check": {"cluster": "here"}, GATE: {"publish": False, "reason": "not published because of x"}}
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        dag_id="d",
+        run_id="r",
+        xcom_pull=lambda task_ids, key="return_value": (
+            pulled.get(task_ids) if key == "return_value" else None
+        ),
+        xcom_push=lambda key, value: pushed.__setitem__(key, value),
+        get_task_states=lambda **which: {
+            "r": {**dict.fromkeys(which["task_ids"], "success"), "upload.run": upload}
+        },
+    )
+    task = SummaryOperator(task_id="summary")
+    if refused:
+        task.execute({"ti": ti})  # type: ignore[typeddict-item]
+    else:
+        with pytest.raises(AirflowFailException, match=r"the run failed in upload\.run"):
+            task.execute({"ti": ti})  # type: ignore[typeddict-item]
+    assert pushed["summary"]["refused"] == refused and pushed["summary"]["model"] is None
+    assert ("not published because of x" in capsys.readouterr().out) is bool(refused)
+
+
+async def test_a_row_has_the_times_of_the_runs_own_job_and_not_of_one_that_got_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {"prepare.run": ("9", "/w/prepare/attempt-1"), "sft.train": ("9", "/w/sft/attempt-1")}
+    infos = {directory: JobInfo("9", "COMPLETED", directory=directory) for _, directory in own.values()}
+
+    class Client:
+        """Slurm after a crash, where both jobs have the id 9 and squeue lists the second one."""
+
+        async def find(self, job_ids: Any, directories: dict[str, str]) -> dict[str, JobInfo]:
+            return {"9": infos["/w/sft/attempt-1"]}
+
+        async def look_up(self, job_id: str, directory: str) -> JobInfo | None:
+            return infos[directory]
+
+        async def list_attempts(self, stage: str, close: bool) -> list[Any]:
+            return []
+
+    @asynccontextmanager
+    async def open_client(cluster: str) -> AsyncIterator[Client]:
+        yield Client()
+
+    monkeypatch.setattr(summary, "open_client", open_client)
+
+    def pull(task_ids: str, key: str) -> Any:
+        found = own.get(task_ids) if key == JOB_XCOM else None
+        return {"job_id": found[0], "directory": found[1]} if found else None
+
+    operator = SummaryOperator(task_id="summary")
+    states = await operator._job_states({"cluster": "here"}, SimpleNamespace(xcom_pull=pull))
+    assert {task: info.directory for task, info in states.items()} == {
+        task: directory for task, (_, directory) in own.items()
+    }

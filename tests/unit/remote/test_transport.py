@@ -1,0 +1,242 @@
+"""Commands and sessions on the login node, by the local transport; SSH itself is tested in tests/operators."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_bridge.config.cluster import Cluster
+from llm_bridge.exceptions import ConfigError, LoginNodeUnreachable
+from llm_bridge.remote import helpers, transport
+from llm_bridge.remote.transport import (
+    CommandFailed,
+    Completed,
+    LocalTransport,
+    SshTransport,
+    checked,
+    connect,
+)
+
+ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPGtlXlv0dnJav6OYYEmVA6bZGZGuyL88/BDmoV15gvJ"
+LOCAL = Cluster(name="here", ssh_conn_id=None, workspace="/w", gpus_per_node=1)
+# Answers each line with itself in upper case, and ends after "end".
+ECHO = """
+import sys
+for line in sys.stdin.buffer:
+    if line == b"end\\n":
+        break
+    answer = line.strip().upper()
+    sys.stdout.buffer.write(b"%08d" % len(answer) + answer)
+    sys.stdout.buffer.flush()
+"""
+
+
+async def test_a_command_gets_its_arguments_unchanged_and_its_standard_input() -> None:
+    done = await LocalTransport().run(
+        ["sh", "-c", 'printf "%s|" "$@"; cat; exit 3', "x", "a b", "$(id)"], stdin=b"in"
+    )
+    assert done == Completed(3, "a b|$(id)|in", "")
+
+
+async def test_a_command_that_does_not_exist_fails_like_in_a_shell() -> None:
+    done = await LocalTransport().run(["/nonexistent/program"])
+    assert done.code == 127 and "/nonexistent/program" in done.stderr
+
+
+async def test_a_command_that_does_not_end_is_killed_and_says_nothing_about_the_cluster() -> None:
+    started = time.monotonic()
+    with pytest.raises(LoginNodeUnreachable, match="`sleep` gave no answer within 0 s"):
+        await LocalTransport().run(["sleep", "60"], timeout=0.2)
+    assert time.monotonic() - started < 20
+
+
+async def test_a_failed_command_is_an_error_with_its_output() -> None:
+    assert await checked(LocalTransport(), ["echo", "hello"]) == "hello\n"
+    with pytest.raises(CommandFailed, match=r"`sh` on the login node ended with exit code 4: bad$") as error:
+        await checked(LocalTransport(), ["sh", "-c", "echo bad >&2; exit 4"])
+    assert error.value.done.code == 4
+
+
+def test_an_error_without_output_says_so() -> None:
+    assert str(CommandFailed(["x"], Completed(1, "", ""))).endswith("(no output)")
+
+
+async def test_a_wrong_connection_is_reported_with_everything_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extra = {"host_key": "SHA256:abc", "key_file": "/none/id"}
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_SLURM_X",
+        json.dumps({"conn_type": "ssh", "host": "127.0.0.1", "port": 1, "extra": extra}),
+    )
+    with pytest.raises(ConfigError, match=r"'slurm_x'.*no login.*/none/id.*'host_key'"):
+        await SshTransport("slurm_x").run(["true"])
+
+
+async def test_a_key_that_is_none_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = {"private_key": "no key", "host_key": ED25519}
+    values = {"conn_type": "ssh", "host": "127.0.0.1", "login": "ada", "port": 1, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_SLURM_X", json.dumps(values))
+    with pytest.raises(ConfigError, match="'private_key' of connection 'slurm_x' is unusable"):
+        await SshTransport("slurm_x").run(["true"])
+
+
+async def test_a_session_answers_line_by_line() -> None:
+    async with LocalTransport().session([sys.executable, "-c", ECHO]) as session:
+        assert await session.ask(b"one") == b"ONE"
+        session.send(b"two")
+        assert await session.ask(b"three") == b"TWO", "answers come in the order of the lines"
+
+
+async def test_a_session_whose_program_has_ended_or_hangs_is_unreachable() -> None:
+    async with LocalTransport().session([sys.executable, "-c", ECHO]) as session:
+        with pytest.raises(LoginNodeUnreachable, match="has ended"):
+            await session.ask(b"end")
+    async with LocalTransport().session(["sleep", "60"]) as session:
+        with pytest.raises(LoginNodeUnreachable, match="no answer within 0 s"):
+            await session.ask(b"one", timeout=0.1)
+
+
+async def test_all_users_of_a_cluster_share_one_connection_until_the_last_one_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[Any] = []
+
+    async def close(self: LocalTransport) -> None:
+        closed.append(self)
+
+    monkeypatch.setattr(LocalTransport, "close", close)
+    async with connect(LOCAL) as first:
+        async with connect(LOCAL) as second:
+            assert first is second
+        assert not closed
+    assert closed == [first] and not transport._open
+    async with connect(LOCAL) as later:
+        assert later is not first
+
+
+async def test_the_program_of_a_session_ends_with_its_block() -> None:
+    program = (
+        "import os; print('%08d%08d' % (8, os.getpid()), end='', flush=True); import time; time.sleep(60)"
+    )
+    async with LocalTransport().session([sys.executable, "-c", program]) as session:
+        pid = int(await session.ask(b""))
+        os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# Variables that sites and users set in start files, and one a user may see in a job's shell.
+FOREIGN = {
+    "SBATCH_EXPORT": "NONE",
+    "SBATCH_TIMELIMIT": "5",
+    "SLURM_MEM_PER_CPU": "100",
+    "SLURM_JOB_ID": "17",
+    "SLURM_TIME_FORMAT": "relative",
+    "SLURM_CLUSTERS": "other",
+    "SQUEUE_PARTITION": "high",
+    "SQUEUE_FORMAT2": "jobid",
+    "SACCT_FORMAT": "user",
+    "SCANCEL_STATE": "PENDING",
+    "SINFO_PARTITION": "low",
+    "SALLOC_QOS": "x",
+    "SRUN_EXPORT_ENV": "NONE",
+    "SCONTROL_ALL": "1",
+    "AIRFLOW__CORE__FERNET_KEY": "secret",
+    "AIRFLOW_CONN_HUB": "http://:secret@hub",
+    "_AIRFLOW_PROCESS_CONTEXT": "client",
+}
+KEPT = {
+    "SLURM_CONF": "/etc/site/slurm.conf",
+    "SLURM_CONF_SERVER": "ctl:6817",
+    "SLURM_JWT": "t",
+    "SLURMISH": "1",
+    "MY_AIRFLOW_X": "1",
+    "TWO_LINES": "a\nSBATCH_X=1",
+}
+
+
+async def test_variables_that_steer_slurms_commands_reach_no_command_but_the_way_to_the_controller_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (FOREIGN | KEPT).items():
+        monkeypatch.setenv(name, value)
+    program = "import json, os; print(json.dumps(dict(os.environ)))"
+    seen = json.loads(await checked(LocalTransport(), [sys.executable, "-c", program]))
+    assert not set(FOREIGN) & set(seen)
+    assert seen.items() >= KEPT.items()
+
+
+async def test_slurms_commands_are_searched_in_the_sites_directory_first(tmp_path: Path) -> None:
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho the right one\n")
+    (tmp_path / "squeue").chmod(0o755)
+    site = LOCAL.model_copy(update={"slurm_bin": str(tmp_path)})
+    async with connect(site) as here, connect(LOCAL) as elsewhere:
+        assert here is not elsewhere
+        assert await checked(here, ["squeue"]) == "the right one\n"
+
+
+GREETING = "Welcome to site01!\nquota: 93 %\n"
+
+
+async def test_a_greeting_before_an_answer_is_skipped_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transport, "_greeted", set())
+    wrap = transport._CleanCommand("'c'", "", "mark")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            done = wrap.output(Completed(0, f"{GREETING}mark\n{{}}\n", ""))
+            assert done == Completed(0, "{}\n", "")
+    assert caplog.text.count("Welcome to site01!") == 1
+    assert wrap.output(Completed(3, "mark\n", "e")) == Completed(3, "", "e")
+
+
+def test_a_greeting_without_a_line_end_is_skipped() -> None:
+    wrap = transport._CleanCommand("'c'", "", "mark")
+    shell = f"printf 'quota: 93 %%'; exec {shlex.join(wrap.argv(['echo', 'answer']))}"
+    out = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert wrap.output(Completed(0, out, "")) == Completed(0, "answer\n", "")
+
+
+async def test_a_greeting_before_a_session_is_skipped() -> None:
+    wrap = transport._CleanCommand("'c'", "", "mark")
+    reader = asyncio.StreamReader()
+    reader.feed_data(f"{GREETING}mark\n00000002ok".encode())
+    session = await transport._started(wrap, None, reader)
+    assert await session._reader.readexactly(10) == b"00000002ok"
+
+
+async def test_a_login_shell_that_runs_no_command_is_unreachable_with_what_it_printed() -> None:
+    wrap = transport._CleanCommand("'c'", "", "mark")
+    with pytest.raises(LoginNodeUnreachable, match="ran no command; it printed: closed for maintenance"):
+        wrap.output(Completed(1, "closed for maintenance\n", ""))
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"closed for maintenance\n")
+    reader.feed_eof()
+    with pytest.raises(LoginNodeUnreachable, match="ran no command; it printed: closed for maintenance"):
+        await transport._started(wrap, None, reader)
+
+
+@pytest.mark.parametrize("argv", [["squeue", "--me"], helpers.argv("/usr/bin/python3")])
+def test_a_command_line_has_nothing_that_csh_or_fish_read_differently_in_quotes(argv: list[str]) -> None:
+    line = shlex.join(transport._CleanCommand("'c'", "/opt/slurm/bin", "mark").argv(argv))
+    assert "\n" not in line and "!" not in line
+    assert "\\\\" not in line and "\\'" not in line, "fish"
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_every_posix_shell_runs_the_command_line(shell: str) -> None:
+    line = shlex.join(transport._CleanCommand("'c'", "", "mark").argv(["echo", "it's", "$HOME"]))
+    done = subprocess.run([shell, "-c", line], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\nmark\nit's $HOME\n", "")
