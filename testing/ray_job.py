@@ -41,7 +41,7 @@ def cluster_file(workspace: Path, variables: dict[str, str], **more: Any) -> Clu
         "mem": "8000",
         "device": "cpu",
         "environment": {"venv": ENVIRONMENT},
-        "variables": {"RAY_memory_monitor_refresh_ms": "0"} | variables,
+        "variables": {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0"} | variables,
         "network_interface": "eth0",
     }
     return Cluster.model_validate(values | more)

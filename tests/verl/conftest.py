@@ -63,7 +63,7 @@ def launch(command: list[str]) -> Callable[..., subprocess.CompletedProcess[str]
             env={**kept, "OMP_NUM_THREADS": "1", **variables},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return run

@@ -76,7 +76,7 @@ def answers(cluster_python: str, archive: Path) -> dict[str, Any]:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

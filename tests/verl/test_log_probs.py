@@ -55,7 +55,7 @@ print(logprobs_from_logits.__globals__["logprobs_from_logits_v2"].__module__)
 
 def run(python: str, code: str, **variables: str) -> str:
     environ = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run([python, "-c", code], env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([python, "-c", code], env=environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 

@@ -46,7 +46,7 @@ def nodes(
 def test_three_nodes_in_order_add_up_a_tensor(command: list[str], tmp_path: Path) -> None:
     (tmp_path / attempt_dir.SETTINGS).write_text(json.dumps({"preflight": WANTED}))
     running = nodes(command, tmp_path, ["n1", "n2", "n3"])
-    ended = [process.communicate(timeout=120) for process in running]
+    ended = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], ended
     assert "gloo all-reduce over 3 nodes" in ended[0][0] and "3 node(s) in order" in ended[0][0]
 
@@ -57,7 +57,7 @@ def test_a_network_below_the_required_rate_fails_and_neighbours_are_measured(
     wanted = WANTED | {"min_gib_per_second": 1e6}
     (tmp_path / attempt_dir.SETTINGS).write_text(json.dumps({"preflight": wanted}))
     running = nodes(command, tmp_path, ["n1", "n2", "n3"])
-    ended = [process.communicate(timeout=180) for process in running]
+    ended = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [1, 1, 1], ended
     reason = json.loads((tmp_path / attempt_dir.REASON).read_text())
     assert reason["nodes"] == [], "every pair is slow: no node can be named"
@@ -71,7 +71,7 @@ def test_a_node_whose_all_reduce_hangs_ends_all_of_them_in_time(command: list[st
     )
     began = time.monotonic()
     first = nodes(command, tmp_path, ["n1", "n2"], RENDEZVOUS_HOST="192.0.2.1")  # TEST-NET-1: unreachable
-    ended = [process.communicate(timeout=60) for process in first]
+    ended = [process.communicate(timeout=600) for process in first]
     assert [process.returncode for process in first] == [1, 1], ended
     assert time.monotonic() - began < 40
     reason = json.loads((tmp_path / attempt_dir.REASON).read_text())

@@ -186,7 +186,7 @@ def test_two_runs_that_prepare_the_same_at_once_both_succeed(
         subprocess.Popen([*command, "prepare", str(f)], env=environ, stderr=subprocess.PIPE, text=True)
         for f in files
     ]
-    errors = [process.communicate(timeout=120)[1] for process in both]
+    errors = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert sorted(f.name for f in (tmp_path / "models").iterdir()) == [".model.lock", "model"]
 

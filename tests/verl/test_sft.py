@@ -112,7 +112,7 @@ def train(command: list[str], settings: Path, **variables: str) -> tuple[list[in
                     argv, cwd=settings.parent, env=environ, stdout=output, stderr=subprocess.STDOUT
                 )
             )
-    codes = [process.wait(timeout=300) for process in nodes]
+    codes = [process.wait(timeout=900) for process in nodes]
     text = "".join(log.read_text() for log in logs)
     losses = {int(s): float(loss) for s, loss in re.findall(r"step:(\d+) - .*?train/loss:([\d.]+)", text)}
     if codes != [0, 0]:

@@ -43,7 +43,7 @@ def log(cluster_python: str, archive: Path, tmp_path: Path) -> Log:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=400,
+            timeout=1200,
         )
         assert done.returncode == ends_with, done.stdout
         return done.stdout

@@ -9,7 +9,7 @@ import subprocess
 
 def in_cluster_env(python: str, code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONWARNINGS": "ignore", **variables}
-    return subprocess.run([python, "-c", code], env=environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run([python, "-c", code], env=environ, capture_output=True, text=True, timeout=600)
 
 
 def test_verl_takes_the_cpu_platform_its_engines_and_its_rollout(cluster_python: str) -> None:

@@ -30,7 +30,7 @@ def test_a_key_that_is_refused_is_named_as_the_cause(
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
     assert done.returncode
     lines = done.stderr.splitlines()
