@@ -49,7 +49,7 @@ def run(cluster: LocalCluster) -> dict[str, Any]:
 
 async def _submit(stage: str) -> str:
     from llm_bridge.config.loader import load_cluster
-    from llm_bridge.remote.transport import connect
+    from llm_bridge.remote.shared_transport import connect
     from llm_bridge.slurm.client import SlurmClient
     from llm_bridge.slurm.spec import SlurmJob
 

@@ -18,7 +18,8 @@ import struct
 import sys
 
 CLONE_NEWNET = 0x40000000
-POLL_SECONDS = 0.1  # between two checks whether the target listens
+# Between two checks whether the target listens; each walks the kernel's whole socket table.
+POLL_SECONDS = 0.5
 CONNECT_TIMEOUT = 15.0
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -12,7 +12,8 @@ import pytest
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import ConfigError, LoginDenied, LoginNodeUnreachable
 from llm_bridge.operators.slurm import SlurmSubmitOperator
-from llm_bridge.remote.transport import LocalTransport, connect
+from llm_bridge.remote.shared_transport import connect
+from llm_bridge.remote.transport import LocalTransport
 from llm_bridge.slurm.events import SlurmJobEvent
 
 NASTY = ["it's", "$(touch /tmp/pwned)", '"', "a\nb", "`id`", "グ", "*", "-n", ""]

@@ -15,7 +15,7 @@ from llm_bridge.exceptions import ConfigError
 from llm_bridge.operators.exceptions import SlurmJobFailed
 from llm_bridge.operators.slurm import SlurmCancelOperator, SlurmSubmitOperator
 from llm_bridge.remote import transport
-from llm_bridge.remote.transport import SshTransport
+from llm_bridge.remote.ssh_transport import SshTransport
 from llm_bridge.sensors.slurm import SlurmJobSensor
 from llm_bridge.slurm import poller
 from llm_bridge.slurm.client import SlurmClient, open_client
@@ -72,13 +72,13 @@ def test_a_login_shell_that_greets_and_sets_slurms_variables_changes_nothing(
         "SACCT_FORMAT=user",
         "SLURM_TIME_FORMAT=relative",
     ]
-    original = transport._CleanCommand.argv
+    original = transport.CleanCommand.argv
 
     def after_start_files(self: Any, argv: Any) -> list[str]:
         shell = ["env", *foreign, "sh", "-c", 'echo "Welcome, 2 news"; exec "$@"', "sh"]
         return [*shell, *original(self, argv)]
 
-    monkeypatch.setattr(transport._CleanCommand, "argv", after_start_files)
+    monkeypatch.setattr(transport.CleanCommand, "argv", after_start_files)
     done = task.run(submit("srun bash -c 'echo srun passes $ATTEMPT_DIR on'; sleep 5"))
     assert done["state"] == "COMPLETED" and done["run_s"] >= 5
     assert f"srun passes {done['directory']} on" in logged()

@@ -1,4 +1,7 @@
-"""Call the Jobs REST API of a Ray cluster without importing ray, which costs seconds and hundreds of MB."""
+"""Call the Jobs REST API of a Ray cluster without importing ray, which costs seconds and hundreds of MB.
+
+aiohttp is imported where it is used: a DAG file must not cost that.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
-
-import aiohttp
 
 from llm_bridge.exceptions import RayRequestError, RayUnavailable
 from llm_bridge.remote import connections
 from llm_bridge.remote.messages import RayHttpAnswer, RayHttpRequest
 from llm_bridge.slurm.client import SlurmClient, open_client
+
+if TYPE_CHECKING:
+    import aiohttp
 
 REQUEST_TIMEOUT_SECONDS = 20
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -185,6 +189,8 @@ class RayClient:
         Raises:
             RayUnavailable: The connection broke.
         """
+        import aiohttp
+
         assert self._session
         try:
             async with self._session.ws_connect(
@@ -226,6 +232,8 @@ async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
         async with open_client(target.cluster) as slurm:
             yield RayClient(_from_login_node(slurm, target))
         return
+    import aiohttp
+
     assert target.address
     token = None
     if target.conn_id:
@@ -240,6 +248,8 @@ async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
 
 
 def _by_address(session: aiohttp.ClientSession) -> SendRequest:
+    import aiohttp
+
     async def send(method: str, path: str, body: Any) -> tuple[int, str]:
         try:
             # A dashboard whose process is stopped (SIGSTOP) accepts the connection and answers nothing.

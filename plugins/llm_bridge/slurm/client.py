@@ -43,7 +43,8 @@ from llm_bridge.remote.messages import (
     SubmitAnswer,
     SubmitRequest,
 )
-from llm_bridge.remote.transport import CommandFailed, Completed, Session, Transport, checked, connect
+from llm_bridge.remote.shared_transport import connect
+from llm_bridge.remote.transport import CommandFailed, Completed, Session, Transport, checked
 from llm_bridge.slurm import accounting, batch_script, capacity, fingerprint, refusals, site_names
 from llm_bridge.slurm.accounting import Accounting
 from llm_bridge.slurm.batch_script import AttemptFiles

@@ -69,6 +69,7 @@ def test_parsing_imports_no_heavy_library() -> None:
         "for f in ('post_training', 'nightly_post_training', 'reap_orphans', 'generate_answers'):\n"
         "    runpy.run_path(f'dags/{f}.py')\n"
         "heavy = {'torch', 'ray', 'verl', 'huggingface_hub', 'wandb', 'transformers'} & set(sys.modules)\n"
+        "heavy |= {'asyncssh', 'paramiko', 'aiohttp', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}

@@ -17,14 +17,14 @@ import pytest
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import ConfigError, LoginNodeUnreachable
-from llm_bridge.remote import helpers, transport
+from llm_bridge.remote import helpers, shared_transport, transport
+from llm_bridge.remote.shared_transport import connect
+from llm_bridge.remote.ssh_transport import SshTransport
 from llm_bridge.remote.transport import (
     CommandFailed,
     Completed,
     LocalTransport,
-    SshTransport,
     checked,
-    connect,
 )
 
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPGtlXlv0dnJav6OYYEmVA6bZGZGuyL88/BDmoV15gvJ"
@@ -120,7 +120,7 @@ async def test_all_users_of_a_cluster_share_one_connection_until_the_last_one_le
         async with connect(LOCAL) as second:
             assert first is second
         assert not closed
-    assert closed == [first] and not transport._open
+    assert closed == [first] and not shared_transport._open
     async with connect(LOCAL) as later:
         assert later is not first
 
@@ -193,7 +193,7 @@ async def test_a_greeting_before_an_answer_is_skipped_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(transport, "_greeted", set())
-    wrap = transport._CleanCommand("'c'", "", "mark")
+    wrap = transport.CleanCommand("'c'", "", "mark")
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             done = wrap.output(Completed(0, f"{GREETING}mark\n{{}}\n", ""))
@@ -203,40 +203,40 @@ async def test_a_greeting_before_an_answer_is_skipped_and_logged_once(
 
 
 def test_a_greeting_without_a_line_end_is_skipped() -> None:
-    wrap = transport._CleanCommand("'c'", "", "mark")
+    wrap = transport.CleanCommand("'c'", "", "mark")
     shell = f"printf 'quota: 93 %%'; exec {shlex.join(wrap.argv(['echo', 'answer']))}"
     out = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
     assert wrap.output(Completed(0, out, "")) == Completed(0, "answer\n", "")
 
 
 async def test_a_greeting_before_a_session_is_skipped() -> None:
-    wrap = transport._CleanCommand("'c'", "", "mark")
+    wrap = transport.CleanCommand("'c'", "", "mark")
     reader = asyncio.StreamReader()
     reader.feed_data(f"{GREETING}mark\n00000002ok".encode())
-    session = await transport._started(wrap, None, reader)
+    session = await transport.started(wrap, None, reader)
     assert await session._reader.readexactly(10) == b"00000002ok"
 
 
 async def test_a_login_shell_that_runs_no_command_is_unreachable_with_what_it_printed() -> None:
-    wrap = transport._CleanCommand("'c'", "", "mark")
+    wrap = transport.CleanCommand("'c'", "", "mark")
     with pytest.raises(LoginNodeUnreachable, match="ran no command; it printed: closed for maintenance"):
         wrap.output(Completed(1, "closed for maintenance\n", ""))
     reader = asyncio.StreamReader()
     reader.feed_data(b"closed for maintenance\n")
     reader.feed_eof()
     with pytest.raises(LoginNodeUnreachable, match="ran no command; it printed: closed for maintenance"):
-        await transport._started(wrap, None, reader)
+        await transport.started(wrap, None, reader)
 
 
 @pytest.mark.parametrize("argv", [["squeue", "--me"], helpers.argv("/usr/bin/python3")])
 def test_a_command_line_has_nothing_that_csh_or_fish_read_differently_in_quotes(argv: list[str]) -> None:
-    line = shlex.join(transport._CleanCommand("'c'", "/opt/slurm/bin", "mark").argv(argv))
+    line = shlex.join(transport.CleanCommand("'c'", "/opt/slurm/bin", "mark").argv(argv))
     assert "\n" not in line and "!" not in line
     assert "\\\\" not in line and "\\'" not in line, "fish"
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 def test_every_posix_shell_runs_the_command_line(shell: str) -> None:
-    line = shlex.join(transport._CleanCommand("'c'", "", "mark").argv(["echo", "it's", "$HOME"]))
+    line = shlex.join(transport.CleanCommand("'c'", "", "mark").argv(["echo", "it's", "$HOME"]))
     done = subprocess.run([shell, "-c", line], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("\nmark\nit's $HOME\n", "")
