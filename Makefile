@@ -78,8 +78,9 @@ compose-env: ## write .env for docker compose with generated keys and passwords;
 compose-verify: setup ## build and start the containers, and run the demo in them twice (VERIFY=--keep)
 	@$(PYTHON) -m benchmarks.compose_verify $(VERIFY)
 
-docs: airflow-env ## write docs/troubleshooting.md from the table of signatures
+docs: airflow-env ## write docs/troubleshooting.md and docs/reference.md from the tables and models they describe
 	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.diagnosis.docs
+	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.config.docs
 
 format: airflow-env ## apply ruff's fixes and formatting
 	@$(PYTHON) -m ruff check --fix .

@@ -25,7 +25,18 @@ from llm_bridge.config.types import (
 
 
 class Environment(FrozenModel):
-    """Environment with Python, torch and verl for jobs: modules first, then one of venv, conda or container."""
+    """Environment with Python, torch and verl for jobs: modules first, then one of venv, conda or container.
+
+    Attributes:
+        modules: Environment modules to load, in this order.
+        module_init: Script that defines ``module``; only used with ``modules``.
+        venv: Directory of a virtual environment.
+        conda: Directory of a conda environment.
+        conda_init: Path of the installation's ``etc/profile.d/conda.sh``; required with ``conda``.
+        container: Image: a path, or a reference that the container runtime can pull.
+        container_runtime: Program that runs the image.
+        container_mounts: Further host paths to mount; the workspace always is.
+    """
 
     modules: list[SlurmWord] = []
     module_init: AbsolutePath = "/etc/profile.d/modules.sh"
@@ -50,6 +61,21 @@ class SlurmDefaults(FrozenModel):
     """Slurm settings of jobs: of a cluster, of one of its stages, or of one job.
 
     None means the less specific value: a job's is its stage's, that is the cluster's, and that is Slurm's default.
+
+    Attributes:
+        partition: Partition, or several separated by commas.
+        account: Account that the jobs are charged to.
+        qos: Quality of service.
+        reservation: Reservation to run in.
+        constraint: Node features, with the operators of sbatch(1).
+        nodelist: Nodes that every job with GPUs must get.
+        exclude: Nodes that no job may get.
+        gpu_type: Type of GPU, where a site has several.
+        cpus_per_task: CPUs of the one task per node.
+        mem: Memory per node; ``"0"`` requests all of it.
+        mem_per_cpu: Memory per CPU, instead of ``mem``.
+        time_limit: Time limit in a form of sbatch(1).
+        options: Any further option of sbatch by its long name; null makes it a flag.
     """
 
     partition: SlurmWord | None = None
@@ -89,7 +115,11 @@ class StageDefaults(SlurmDefaults):
 
 
 class RaySettings(FrozenModel):
-    """Settings of Ray on this cluster's nodes."""
+    """Settings of Ray on this cluster's nodes.
+
+    Attributes:
+        temp_dir: Ray's directory on a node; short, because the path of a Unix socket has at most 107 bytes.
+    """
 
     ready_minutes: float = Field(default=15, gt=0, description="deadline for every node to have joined")
     object_store_gib: float | None = Field(
@@ -115,7 +145,7 @@ class Preflight(FrozenModel):
         default=120, ge=0, description="limit of the all-reduce test; 0 skips it"
     )
     min_gib_per_second: float | None = Field(
-        default=None, gt=0, description="lowest rate of the all-reduce test; None means any"
+        default=None, gt=0, description="lowest rate of the all-reduce test; any when empty"
     )
 
     @model_validator(mode="after")
@@ -140,7 +170,28 @@ class RpcBudget(FrozenModel):
 
 
 class Cluster(SlurmDefaults):
-    """One Slurm site. ``include/clusters/example.yaml`` explains every key."""
+    """One Slurm site. ``include/clusters/example.yaml`` explains every key.
+
+    Attributes:
+        name: Name of the file; not a key.
+        description: Title in the trigger form.
+        ssh_conn_id: Airflow connection of type SSH to the login node; null if Airflow runs on it.
+        workspace: Directory on a file system that login and compute nodes share under this path.
+        gpus_per_node: GPUs of a node, and of a job on one unless the recipe has another number.
+        gpu_request: Option that requests GPUs; ``none`` requests whole nodes.
+        device: Kind of device that trainings run on.
+        environment: Python environment of the jobs.
+        variables: Variables of every job; no secrets, because other users can read a batch script.
+        network_interface: Interface for NCCL, Gloo and Ray; theirs when empty.
+        stages: Slurm settings of single stages that differ: the keys from ``partition`` to ``options``.
+        ray: Ray's settings.
+        preflight: Checks of each node before SFT or Ray starts; null skips them.
+        hub: Token for the Hub.
+        wandb_conn_id: Airflow connection whose password is the key of Weights & Biases.
+        rpc_budget: Rate limit for Slurm commands; none when empty.
+        on_hang: ``report`` sends an alert; ``retry`` also cancels the job, and the next try resumes.
+        login_python: Python 3.6 or newer on the login node.
+    """
 
     name: SlurmWord
     description: Text = ""

@@ -108,7 +108,13 @@ Rows = Annotated[int, Field(ge=1)]
 
 
 class Source(FrozenModel):
-    """One source of rows: a data set on the Hub, or a directory, a file or several files on the cluster."""
+    """One source of rows: a data set on the Hub, or a directory, a file or several files on the cluster.
+
+    Attributes:
+        source: Data set on the Hub (``OWNER/NAME``), or an absolute path or pattern of paths on the cluster.
+        split: Split to train on.
+        max_rows: Number of rows to use, drawn deterministically; all when empty.
+    """
 
     source: SourcePath
     config: SlurmWord | None = Field(default=None, description="configuration of a data set that has several")
@@ -147,7 +153,12 @@ class Source(FrozenModel):
 
 
 class Columns(FrozenModel):
-    """Names of the columns that rows are made from."""
+    """Names of the columns that rows are made from.
+
+    Attributes:
+        prompt: Question, of formats columns and verl.
+        response: Answer to learn from, of format columns.
+    """
 
     prompt: Text | None = None
     response: Text | None = None
@@ -158,7 +169,25 @@ class Columns(FrozenModel):
 
 
 class Data(FrozenModel):
-    """Data of one training, or of both: one source in short form, or several under ``sources``."""
+    """Data of one training, or of both: one source in short form, or several under ``sources``.
+
+    Attributes:
+        source: Short form of one source; the keys down to ``max_rows`` are those of an entry of ``sources``.
+        config: See ``sources``.
+        revision: See ``sources``.
+        split: See ``sources``.
+        test_split: See ``sources``.
+        max_rows: See ``sources``.
+        sources: Several sources, mixed deterministically.
+        format: Shape of the rows.
+        columns: Names of the columns.
+        system: System message put before each prompt.
+        template: Text of a prompt with fields, such as ``{question}``, in place of one column.
+        test_fraction: Share of the rows that is held out where there is no test split.
+        duplicates: Treatment of rows that occur twice.
+        too_long: Treatment of rows longer than the training's limit.
+        leaked: Treatment of training rows whose prompt is in the test split, too.
+    """
 
     source: SourcePath | None = None
     config: SlurmWord | None = None

@@ -18,7 +18,12 @@ HarnessTask = Annotated[
 
 
 class Decoding(FrozenModel):
-    """Decoding of the answers, the same for all models. ``temperature: 0`` always takes the likeliest token."""
+    """Decoding of the answers, the same for all models. ``temperature: 0`` always takes the likeliest token.
+
+    Attributes:
+        temperature: Sampling temperature; 0 always takes the likeliest token.
+        top_p: Share of probability that tokens are sampled from.
+    """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -28,7 +33,13 @@ class Decoding(FrozenModel):
 
 
 class Evaluation(JobSize):
-    """Evaluation of base, SFT and RL model on the held-out rows, with the recipe's reward."""
+    """Evaluation of base, SFT and RL model on the held-out rows, with the recipe's reward.
+
+    Attributes:
+        seed: Seed of the rows and of sampling.
+        decoding: Decoding of the answers.
+        harness: Tasks of lm-evaluation-harness, where it is installed.
+    """
 
     rows: Count | None = Field(
         default=500, description="drawn from the test split by the seed; all when empty"

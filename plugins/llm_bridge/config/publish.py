@@ -19,7 +19,13 @@ FORMS = (
 
 
 class Publish(FrozenModel):
-    """Conditions of a publication; without any, every model is published."""
+    """Conditions of a publication; without any, every model is published.
+
+    Attributes:
+        min_score: Lowest mean score of the model.
+        better_than: Model whose score must be exceeded, by the lower bound of the paired difference.
+        approval: Ask a person in Airflow before publishing.
+    """
 
     # strict: "yes" in YAML is True, which would be 1.0.
     min_score: float | None = Field(default=None, strict=True, allow_inf_nan=False)

@@ -25,7 +25,11 @@ VerlSettings = dict[str, Any]
 
 
 class TrainStage(JobSize):
-    """A training stage: its size, its data, and verl's own settings under verl's own names."""
+    """A training stage: its size, its data, and verl's own settings under verl's own names.
+
+    Attributes:
+        verl: verl's settings under verl's names.
+    """
 
     data: Data | None = Field(default=None, description="the recipe's when empty")
     keep: Count | None = Field(default=3, description="newest complete checkpoints to keep; all when empty")
@@ -47,6 +51,11 @@ class Ppo(TrainStage):
     """Reinforcement learning on a Ray cluster: ``verl.trainer.main_ppo``.
 
     ``verl`` has the settings of ``algorithm`` too, under the recipe's own.
+
+    Attributes:
+        init_from: Model that the training starts from.
+        reward_trial: Action when the reward does not prefer the reference answers in ``prepare``.
+        algorithm: Preset of verl's settings.
     """
 
     init_from: Literal["sft", "base"] = "sft"
@@ -73,14 +82,24 @@ class Ppo(TrainStage):
 
 
 class Wandb(FrozenModel):
-    """Weights & Biases; the key comes from the cluster file's ``wandb_conn_id``."""
+    """Weights & Biases; the key comes from the cluster file's ``wandb_conn_id``.
+
+    Attributes:
+        entity: User or team; the default of the key when empty.
+        project: Project of the runs.
+    """
 
     entity: Text | None = None
     project: Text = "llm-bridge"
 
 
 class Hub(FrozenModel):
-    """Destination of the trained model on the Hub."""
+    """Destination of the trained model on the Hub.
+
+    Attributes:
+        repo_id: Repository, ``OWNER/NAME``; the trigger form can override it.
+        private: Create a private repository.
+    """
 
     repo_id: HubId | None = None
     private: bool = True
@@ -103,7 +122,25 @@ class Hub(FrozenModel):
 
 
 class Recipe(FrozenModel):
-    """One training recipe. ``gsm8k_llama32_1b.yaml`` explains the keys."""
+    """One training recipe. ``gsm8k_llama32_1b.yaml`` explains the keys.
+
+    Attributes:
+        name: Name of the file; not a key.
+        description: Title in the trigger form.
+        base_model: Model on the Hub (``OWNER/NAME``), or an absolute path on the cluster.
+        data: Training data of SFT and RL.
+        nodes: Nodes of SFT and RL.
+        allocation: Allocation of nodes to SFT and RL.
+        sft: Supervised fine-tuning.
+        ppo: Reinforcement learning, with PPO or another algorithm.
+        merge: Resources of the merge of checkpoints into a model.
+        prepare: Resources of the download and the preparation of data.
+        upload: Resources of the upload.
+        logger: Destinations of metrics.
+        wandb: Run at Weights & Biases.
+        hub: Repository on the Hub.
+        publish: Conditions of a publication.
+    """
 
     name: SlurmWord
     description: Text = ""

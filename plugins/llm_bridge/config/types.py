@@ -179,7 +179,15 @@ Hours = Annotated[float, Field(gt=0, le=10_000)]
 
 
 class JobSize(FrozenModel):
-    """Slurm resources of a stage; empty means the recipe's or the cluster's value."""
+    """Slurm resources of a stage; empty means the recipe's or the cluster's value.
+
+    Attributes:
+        nodes: Number of nodes.
+        gpus_per_node: GPUs per node.
+        cpus_per_task: CPUs per node.
+        mem: Memory per node.
+        time_limit: Time limit in a form of sbatch(1).
+    """
 
     nodes: Count | None = None
     gpus_per_node: Count | None = None
