@@ -176,19 +176,19 @@ def test_a_killed_slurmctld_stays_down_until_it_is_started(cluster):
 
 def test_a_stopped_sshd_refuses_connections_until_it_is_started(cluster, ssh):
     cluster.stop("sshd")
-    until(lambda: "Connection refused" in ssh("true", check=False).stderr, seconds=10, what="refused")
+    until(lambda: "Connection refused" in ssh("true", check=False).stderr, seconds=120, what="refused")
     cluster.start("sshd")
-    until(lambda: ssh("true", check=False).returncode == 0, seconds=10, what="login")
+    until(lambda: ssh("true", check=False).returncode == 0, seconds=120, what="login")
 
 
 def test_a_node_that_is_cut_cannot_be_reached_until_it_is_joined(cluster):
-    reach = ["timeout", "1", "bash", "-c", ": </dev/tcp/n3/6818"]
-    assert cluster.run("login", reach).returncode == 0
+    reach = ["timeout", "3", "bash", "-c", ": </dev/tcp/n3/6818"]
+    until(lambda: cluster.run("login", reach).returncode == 0, what="reachable")
     cluster.cut("n3")
     assert cluster.run("login", reach).returncode != 0
     assert "n3 is disconnected from the network" in cluster.status().problems()
     cluster.join("n3")
-    assert cluster.run("login", reach).returncode == 0
+    until(lambda: cluster.run("login", reach).returncode == 0, what="reachable again")
     cluster.wait_for_nodes(["n3"])
 
 
@@ -197,7 +197,7 @@ def test_a_job_on_a_node_without_power_fails_and_the_node_comes_back(cluster, ss
     until(lambda: ssh(f"squeue -h -j {job} -o %T").stdout == "RUNNING\n", what="running")
     cluster.power_off("n4")
     assert "n4 is off" in cluster.status().problems()
-    until(lambda: "NODE_FAIL" in ssh(f"sacct -nXP -j {job} -o State").stdout, seconds=45, what="NODE_FAIL")
+    until(lambda: "NODE_FAIL" in ssh(f"sacct -nXP -j {job} -o State").stdout, seconds=120, what="NODE_FAIL")
     cluster.power_on("n4")
     cluster.wait_for_nodes(["n4"])
     assert ssh("srun -w n4 hostname").stdout == "n4\n"
