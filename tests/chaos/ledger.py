@@ -209,6 +209,7 @@ class Ledger:
             last = max(attempt.output, default=0) if whole and number == max(tries) else max(ends)
             where = f"{run}: {task}, try {number}, {attempt.folder.name}"
             twice = sorted({end for end in ends if ends.count(end) > 1})
+            first = {end: min(row.time for row in rows if row.end == end) for end in twice}
             lacking = [
                 line
                 for end, line in attempt.output.items()
@@ -216,7 +217,7 @@ class Ledger:
                 if end <= last and end not in ends and not line.endswith(RAN_AGAIN)
             ]
             wrong = [row for row in rows if attempt.output.get(row.end) != row.text]
-            faults += [f"{where}: twice: {attempt.output.get(end)}" for end in twice]
+            faults += [f"{where}: twice: {attempt.output.get(end)}, first {first[end]}" for end in twice]
             faults += [f"{where}: lost: {line}" for line in lacking]
             faults += [f"{where}: {row.text!r} is not {attempt.output.get(row.end)!r}" for row in wrong]
         return faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from datetime import datetime
 
 from testing.airflow_api import ENDED
 from tests.chaos.ledger import Attempt, Job, Jobs, Ledger
@@ -145,5 +146,13 @@ def _logs(
 
 
 def _just_before_a_stall(fault: str, stalls: list[float]) -> bool:
+    """Return True if a repeated line was printed or first logged just before a triggerer was stopped.
+
+    A line may be logged long after it was printed: a worker that was killed resumes following later.
+    """
     printed = re.search(r": twice: (\d+\.\d+) line ", fault)
-    return printed is not None and any(0 <= stall - float(printed[1]) <= STALL_SECONDS for stall in stalls)
+    logged = re.search(r", first (\S+)$", fault)
+    times = [float(printed[1])] if printed else []
+    if logged:
+        times.append(datetime.fromisoformat(logged[1]).timestamp())
+    return any(0 <= stall - at <= STALL_SECONDS for at in times for stall in stalls)
