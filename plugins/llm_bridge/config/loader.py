@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import re
 from collections.abc import Hashable, Iterator
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.include import include_dir
 from llm_bridge.config.recipe import Recipe
+from llm_bridge.config.types import CronLine
 from llm_bridge.exceptions import ConfigError
 
 # The example explains every key; it is not a real cluster.
@@ -23,6 +26,11 @@ _ELSEWHERE = {
 }
 
 Model = TypeVar("Model", bound=BaseModel)
+
+log = logging.getLogger(__name__)
+
+# The key in a recipe that is not valid.
+_SCHEDULE = re.compile(r"""^schedule:[ ]*["']?([^"'#\n]*[^"'#\s])""", re.MULTILINE)
 
 
 class _DuplicateKey(Exception):
@@ -70,6 +78,32 @@ def load_recipe(name: str) -> Recipe:
         ConfigError: As for :func:`load_cluster`.
     """
     return _load("recipes", name, Recipe)
+
+
+def nightly_recipes() -> dict[str, str | None]:
+    """Return the recipes with a ``schedule``: name -> cron line.
+
+    A recipe that is wrong is among them, so that its DAG exists and its task ``check`` reports the error: one mistake
+    must not stop the other nights. The cron line is None where it cannot be read.
+    """
+    found: dict[str, str | None] = {}
+    for name in available("recipes"):
+        try:
+            if schedule := load_recipe(name).schedule:
+                found[name] = schedule
+        except ConfigError as error:
+            text = (include_dir() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8", errors="replace")
+            if line := _SCHEDULE.search(text):
+                found[name] = _cron_or_none(line[1])
+                log.error("the nightly DAG of %s will fail in its task check: %s", name, error)
+    return found
+
+
+def _cron_or_none(text: str) -> str | None:
+    try:
+        return TypeAdapter(CronLine).validate_python(text)
+    except ValidationError:
+        return None
 
 
 def check_model(model: type[Model], values: dict[str, Any], source: str) -> Model:

@@ -13,7 +13,7 @@ from llm_bridge.config.hang import Minutes, OnHang
 from llm_bridge.config.loggers import Loggers
 from llm_bridge.config.publish import Publish, read_publish
 from llm_bridge.config.reward import Reward, Trial, read_reward
-from llm_bridge.config.types import Count, FrozenModel, HubId, HubIdOrPath, JobSize, SlurmWord, Text
+from llm_bridge.config.types import Count, CronLine, FrozenModel, HubId, HubIdOrPath, JobSize, SlurmWord, Text
 from llm_bridge.config.verl_settings import translate
 
 # How nodes are allocated to SFT and PPO: see gsm8k_llama32_1b.yaml.
@@ -165,4 +165,7 @@ class Recipe(FrozenModel):
     hub: Hub = Hub()
     publish: Annotated[Publish, BeforeValidator(read_publish)] = Publish()
     cluster: SlurmWord | None = Field(default=None, description="cluster of nightly runs")
-    schedule: Text | None = Field(default=None, description="cron line of nightly runs")
+    schedule: CronLine | None = Field(default=None, description="cron line of nightly runs")
+    skip_unchanged: bool = Field(
+        default=True, description="nightly runs train nothing if an earlier one has trained the same"
+    )

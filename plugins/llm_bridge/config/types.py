@@ -56,6 +56,8 @@ def _absolute(text: str) -> str:
     return text.rstrip("/") or "/"
 
 
+CRON_PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
+
 # The rule of huggingface_hub.utils.validate_repo_id, which is not imported where DAG files are parsed; an owner is
 # required. No valid character has a meaning in a shell, in hydra or in a URL.
 _HUB_NAME = r"\b[\w.-]{1,96}\b"
@@ -83,6 +85,16 @@ def _hub_id_or_path(text: str) -> str:
     if not _PATH.fullmatch(text) or {".", ".."} & set(text.split("/")):
         raise ValueError(
             "must be an absolute path of letters, digits and _.+=@- without '.' and '..', or OWNER/NAME on the Hub"
+        )
+    return text
+
+
+def _cron(text: str) -> str:
+    from croniter import croniter  # Airflow's own; only a recipe with a schedule needs it
+
+    if text not in CRON_PRESETS and not (len(text.split()) == 5 and croniter.is_valid(text)):
+        raise ValueError(
+            f'must be a cron line of five fields, such as "0 22 * * *", or one of {", ".join(CRON_PRESETS)}'
         )
     return text
 
@@ -171,6 +183,7 @@ UrlTemplate = Annotated[str, AfterValidator(_printable), AfterValidator(_host_an
 # A repository on the Hub, and the same or an absolute path on the cluster.
 HubId = Annotated[str, AfterValidator(hub_id)]
 HubIdOrPath = Annotated[str, AfterValidator(_hub_id_or_path)]
+CronLine = Annotated[str, AfterValidator(_cron)]
 VariableName = Annotated[
     str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, such as NCCL_DEBUG")
 ]

@@ -96,7 +96,7 @@ def run_succeeded(context: Context) -> None:
     recovered_from = _earlier_failure(context)
     if recovered_from and alerts.recoveries:
         send_alert(content.success_message(context, "recovery", recovered_from), alerts)
-    elif alerts.successes == "all" or (alerts.successes == "scheduled" and _is_scheduled(context)):
+    elif alerts.successes == "all" or (alerts.successes == "scheduled" and is_scheduled(context)):
         send_alert(content.success_message(context, "success"), alerts)
 
 
@@ -111,7 +111,7 @@ def _earlier_failure(context: Context) -> str:
     if since := store.get(STORE_KEY):
         store.delete(STORE_KEY)
         return f"this run's failure at {since}; it was cleared since"
-    if _is_scheduled(context):
+    if is_scheduled(context):
         ti: Any = context["ti"]
         previous = ti.get_previous_dagrun()
         if previous is not None and _text(previous.state) == "failed":
@@ -119,7 +119,8 @@ def _earlier_failure(context: Context) -> str:
     return ""
 
 
-def _is_scheduled(context: Context) -> bool:
+def is_scheduled(context: Context) -> bool:
+    """Return True if no user started the run by hand."""
     return _text(getattr(context["dag_run"], "run_type", "")) in SCHEDULED
 
 

@@ -92,16 +92,39 @@ def success_message(context: Context, occasion: Occasion, recovered_from: str = 
     stages = [
         f"{row['name']} {duration(row['run_s'])}" for row in summary.get("stages", ()) if row.get("run_s")
     ]
+    since = summary.get("unchanged_since")
     facts = [
         ("Recovered from", recovered_from),
         ("Duration", took),
         ("Stages", ", ".join(stages)),
+        ("Score", _scores(summary)),
         ("Model", model.get("repo_id") or summary.get("refused")),
+        ("Not trained", f"nothing has changed since run {since}" if since else ""),
         ("Run", ti.run_id),
     ]
     verb = "succeeded after a failure" if occasion == "recovery" else "succeeded"
+    if since:
+        verb += ", nothing to train"
+    elif summary.get("refused"):
+        verb += ", not published"
     links = [("Run", page_url(ti.dag_id, ti.run_id)), ("Model", model.get("url"))]
     return Message.build(occasion, f"{ti.dag_id}: {verb}", facts, links=links)
+
+
+def _scores(summary: Mapping[str, Any]) -> str:
+    """Return the scores of a run's models, each beside that of the run before it where both are comparable."""
+    found = summary.get("evaluation")
+    if not found:
+        return ""
+    before = summary.get("previous") or {}
+    same = all(before.get(key) == found[key] for key in ("metric", "rows"))
+    parts = []
+    for name, model in found["models"].items():
+        text = f"{name} {model['score']:.4f}"
+        if same and name in before["scores"]:
+            text += f" ({before['scores'][name]:.4f} in {before['run_id']})"
+        parts.append(text)
+    return f"{found['metric']}: {', '.join(parts)}"
 
 
 def diagnosis(context: Context) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from llm_bridge.pipeline.gate import NAMES, decide
-from llm_bridge.pipeline.plan import Plan, plan_of
+from llm_bridge.pipeline.plan import Plan, plan_of, skip_unless_selected
 from llm_bridge.remote.node.evaluate import report
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class GateOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Decide; skip where there is nothing to decide."""
         plan = plan_of(context)
-        _skip_without_upload(plan)
+        skip_unless_selected(plan, "upload")
         if not plan.recipe.publish.needs_evaluation:
             raise AirflowSkipException("publish in the recipe has no condition on the score")
         decision = decide(plan.recipe.publish, plan.final, evaluation_of(context))
@@ -69,7 +69,7 @@ class ApprovalTask(HITLOperator):
     def execute(self, context: Context) -> Any:
         """Ask; skip where the recipe wants no approval, or the gate has refused the model."""
         plan = plan_of(context)
-        _skip_without_upload(plan)
+        skip_unless_selected(plan, "upload")
         if not plan.recipe.publish.approval:
             raise AirflowSkipException("publish in the recipe needs no approval")
         decision = context["ti"].xcom_pull(task_ids=GATE)
@@ -107,13 +107,6 @@ def evaluation_of(context: Context) -> dict[str, Any] | None:
     output: Any = context["ti"].xcom_pull(task_ids=EVALUATE) or {}
     found = (output.get("result") or {}).get("evaluation")
     return report.in_order(found) if found else None
-
-
-def _skip_without_upload(plan: Plan) -> None:
-    if "upload" not in plan.stages:
-        raise AirflowSkipException(
-            f"stage 'upload' is not selected for this run; selected: {', '.join(plan.stages)}"
-        )
 
 
 def page(plan: Plan, evaluation: dict[str, Any] | None, decision: dict[str, Any] | None) -> str:

@@ -22,8 +22,9 @@ from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM, SlurmCancelOpera
 from llm_bridge.pipeline import stages
 from llm_bridge.pipeline.approval import ApprovalTask, GateOperator, refusal
 from llm_bridge.pipeline.check import CheckOperator
-from llm_bridge.pipeline.plan import Plan, plan_of
+from llm_bridge.pipeline.plan import Plan, plan_of, skip_unless_selected
 from llm_bridge.pipeline.summary import SummaryOperator
+from llm_bridge.pipeline.unchanged import UnchangedOperator
 from llm_bridge.remote import attempt_dir
 from llm_bridge.sensors.ray import RayJobSensor
 
@@ -45,7 +46,8 @@ def post_training(
 
     Args:
         dag_id: Id of the DAG.
-        recipe: Recipe that the trigger form preselects; the first one when empty.
+        recipe: Recipe that the trigger form preselects, of which one run is active at a time. When empty, the form
+            preselects the first one, and 16 runs may be active.
         schedule: Cron line; None for a DAG that only runs when triggered.
         description: One line for the list of DAGs.
     """
@@ -55,7 +57,7 @@ def post_training(
         schedule=schedule,
         start_date=datetime(2026, 1, 1),
         catchup=False,
-        max_active_runs=1 if schedule else 16,
+        max_active_runs=1 if recipe else 16,
         is_paused_upon_creation=True,
         params=form(recipe),
         tags=["llm-bridge"],
@@ -71,6 +73,8 @@ def post_training(
 
         with TaskGroup("prepare"):
             prepare = SlurmSubmitOperator(task_id="run", job=for_stage("prepare", stages.prepare))
+            compare = UnchangedOperator(task_id="compare", trigger_rule=AFTER_SKIPPED)
+            prepare >> compare
 
         with TaskGroup("sft"):
             train = SlurmSubmitOperator(
@@ -122,7 +126,8 @@ def post_training(
             task_id="summary", trigger_rule="all_done", retries=0, **notifications.for_last_task()
         )
 
-        check >> prepare >> train
+        check >> prepare
+        compare >> train
         sft_merge >> ray_up
         wait >> merge >> evaluate >> gate >> approval >> upload >> summary
         [check, ray_down] >> summary
@@ -236,10 +241,7 @@ def for_stage(stage: Stage, build: Callable[[Plan], Job]) -> Callable[[Context],
 
     def build_job(context: Context) -> Job:
         plan = plan_of(context)
-        if stage not in plan.stages:
-            raise AirflowSkipException(
-                f"stage {stage!r} is not selected for this run; selected: {', '.join(plan.stages)}"
-            )
+        skip_unless_selected(plan, stage)
         return build(plan)
 
     return build_job

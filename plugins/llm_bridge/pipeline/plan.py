@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import Field, field_validator
 
 from llm_bridge.config import overrides
@@ -33,6 +34,9 @@ from llm_bridge.remote.node.verl import hydra_args, ppo_rules, sft_rules
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+PREPARE, COMPARE = "prepare.run", "prepare.compare"
+# Key in the result of the task COMPARE: the run that has trained the same, or None.
+UNCHANGED = "unchanged_since"
 # Stages that train, on all GPUs of their nodes; the others are small jobs on one node.
 TRAINING: tuple[Stage, ...] = ("sft", "ppo")
 # verl's limit of an answer in PPO, and that of an evaluation which sets none.
@@ -76,6 +80,7 @@ class Plan(FrozenModel):
         changes: What the form's overrides change in the recipe's settings for verl.
         directory: ``WORKSPACE/DAG/RUN`` on the cluster.
         workspace: The cluster's workspace.
+        unchanged_since: Earlier run that has trained the same; no stage is left then.
     """
 
     run_name: Text
@@ -86,6 +91,7 @@ class Plan(FrozenModel):
     changes: list[str] = []
     directory: AbsolutePath
     workspace: AbsolutePath
+    unchanged_since: str | None = None
 
     def stage_dir(self, stage: Stage) -> str:
         """Return the directory of a stage on the cluster."""
@@ -257,9 +263,33 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str) -> Plan:
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of the run, made by its task ``check``."""
-    values: Any = context["ti"].xcom_pull(task_ids="check")
-    return Plan.model_validate(values)
+    """Return the plan of the run, made by its task ``check``; without stages if nothing has changed."""
+    ti: Any = context["ti"]
+    plan = Plan.model_validate(ti.xcom_pull(task_ids="check"))
+    # COMPARE itself needs the whole plan, as does the task before it, which is cleared with it.
+    if ti.task_id in (PREPARE, COMPARE):
+        return plan
+    since = (ti.xcom_pull(task_ids=COMPARE) or {}).get(UNCHANGED)
+    return plan.model_copy(update={"stages": [], UNCHANGED: since}) if since else plan
+
+
+def skip_unless_selected(plan: Plan, stage: Stage) -> None:
+    """Skip the current task where the run does not have its stage.
+
+    Args:
+        plan: The run's plan.
+        stage: The task's stage.
+
+    Raises:
+        AirflowSkipException: Says why.
+    """
+    if stage in plan.stages:
+        return
+    if plan.unchanged_since:
+        raise AirflowSkipException(f"nothing has changed since run {plan.unchanged_since} has trained")
+    raise AirflowSkipException(
+        f"stage {stage!r} is not selected for this run; selected: {', '.join(plan.stages)}"
+    )
 
 
 def _stages(form: Form, recipe: Recipe) -> list[Stage]:

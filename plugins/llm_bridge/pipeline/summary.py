@@ -12,6 +12,8 @@ from llm_bridge.exceptions import ClusterUnavailable
 from llm_bridge.operators.base import ClusterOperator
 from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM
 from llm_bridge.pipeline.approval import APPROVAL, GATE, evaluation_of, refusal
+from llm_bridge.pipeline.plan import COMPARE, UNCHANGED
+from llm_bridge.pipeline.unchanged import TRAINED_XCOM
 from llm_bridge.ray.startup_timing import describe, seconds
 from llm_bridge.remote.node.evaluate import report
 from llm_bridge.sensors.ray import JOB_XCOM_RAY
@@ -43,7 +45,8 @@ class SummaryOperator(ClusterOperator):
     It pushes an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
     "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
     overrides changed in the recipe], "evaluation": {...} or None, "refused": why the model is not published, or
-    None}``.
+    None, "unchanged_since": the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of
+    the newest earlier run that was evaluated, or None}``.
     """
 
     ui_color = "#eeeeee"
@@ -55,7 +58,7 @@ class SummaryOperator(ClusterOperator):
             AirflowFailException: A task failed; the message names it.
         """
         ti: Any = context["ti"]
-        tasks = ["check", *ROWS.values(), "ppo.submit", "ppo.ray_down", GATE, APPROVAL]
+        tasks = ["check", *ROWS.values(), COMPARE, "ppo.submit", "ppo.ray_down", GATE, APPROVAL]
         found = ti.get_task_states(dag_id=ti.dag_id, task_ids=tasks, run_ids=[ti.run_id])
         states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
         plan = ti.xcom_pull(task_ids="check")
@@ -67,6 +70,7 @@ class SummaryOperator(ClusterOperator):
         rows = [self._row(name, task, states, slurm, ti) for name, task in ROWS.items()]
         uploaded = ti.xcom_pull(task_ids=ROWS["upload"]) or {}
         phases = ((ti.xcom_pull(task_ids=ROWS["ray cluster"]) or {}).get("result") or {}).get("phases") or {}
+        compared = ti.xcom_pull(task_ids=COMPARE) or {}
         summary = {
             "stages": rows,
             "ray_phases_s": seconds(phases),
@@ -74,6 +78,9 @@ class SummaryOperator(ClusterOperator):
             "changes": (plan or {}).get("changes", []),
             "evaluation": evaluation_of(context),
             "refused": refusal(context) if states.get(ROWS["upload"]) == "skipped" else None,
+            UNCHANGED: compared.get(UNCHANGED),
+            "run_id": ti.run_id,
+            "previous": _previous(ti),
         }
         for line in table(rows):
             self.log.info("%s", line)
@@ -86,11 +93,16 @@ class SummaryOperator(ClusterOperator):
                 self.log.info("%s", line)
         if summary["refused"]:
             self.log.info("%s", summary["refused"])
+        if since := summary[UNCHANGED]:
+            self.log.info("nothing was trained, because nothing has changed since run %s", since)
         ti.xcom_push(key="summary", value=summary)
         bad = [task for task in tasks if states.get(task) not in GOOD_STATES]
         if bad:
             failed = [task for task in bad if states.get(task) == "failed"] or bad
             raise AirflowFailException(f"the run failed in {', '.join(failed)}: see the log of that task")
+        if compared.get("fingerprint"):
+            trained = {"fingerprint": compared["fingerprint"], "run_id": summary[UNCHANGED] or ti.run_id}
+            ti.xcom_push(key=TRAINED_XCOM, value=trained)
 
     def _cancel_left_over(self, plan: Any, slurm: dict[str, JobInfo]) -> None:
         """Cancel jobs that are still active: no task owns them any more.
@@ -144,6 +156,19 @@ class SummaryOperator(ClusterOperator):
         elif info := slurm.get(task):
             row |= {"job_id": info.job_id, "queue_s": info.queue_seconds, "run_s": info.run_seconds}
         return row
+
+
+def _previous(ti: Any) -> dict[str, Any] | None:
+    """Return run id, metric and scores of the newest earlier run of the DAG, if it was evaluated."""
+    earlier = ti.xcom_pull(task_ids=ti.task_id, key="summary", include_prior_dates=True)
+    if not earlier or earlier.get("run_id") in (None, ti.run_id):
+        return None
+    if not earlier.get("evaluation"):
+        before: dict[str, Any] | None = earlier.get("previous")  # of a night that changed nothing
+        return before
+    found = earlier["evaluation"]
+    scores = {name: model["score"] for name, model in found["models"].items()}
+    return {"run_id": earlier["run_id"], "metric": found["metric"], "rows": found["rows"], "scores": scores}
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

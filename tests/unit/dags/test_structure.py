@@ -25,8 +25,11 @@ def dags() -> dict[str, Any]:
     return dict(bag.dags)
 
 
-def test_the_folder_has_four_dags(dags: dict[str, Any]) -> None:
-    assert set(dags) == {"post_training", "nightly_post_training", "reap_orphans", "generate_answers"}
+def test_the_folder_has_three_dags_and_one_for_each_recipe_with_a_schedule(dags: dict[str, Any]) -> None:
+    assert set(dags) == {
+        *("post_training", "reap_orphans", "generate_answers"),
+        *("nightly_tiny_cpu", "nightly_gsm8k_llama32_1b"),
+    }
 
 
 def test_answers_are_generated_only_when_triggered_unless_a_model_is_named(
@@ -79,14 +82,15 @@ def test_parsing_imports_no_heavy_library() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("dag_id", ["post_training", "nightly_post_training"])
+@pytest.mark.parametrize("dag_id", ["post_training", "nightly_tiny_cpu"])
 def test_the_graph_is_prepare_sft_ppo_merge_evaluate_upload_summary(
     dags: dict[str, Any], dag_id: str
 ) -> None:
     edges = {task.task_id: set(task.downstream_task_ids) for task in dags[dag_id].tasks}
     assert edges == {
         "check": {"prepare.run", "summary"},
-        "prepare.run": {"sft.train"},
+        "prepare.run": {"prepare.compare"},
+        "prepare.compare": {"sft.train"},
         "sft.train": {"sft.merge"},
         "sft.merge": {"ppo.ray_up"},
         "ppo.ray_up": {"ppo.submit", "ppo.ray_down"},
@@ -160,9 +164,30 @@ def test_nightly_runs_follow_the_recipes_schedule_one_at_a_time_and_start_paused
 ) -> None:
     from llm_bridge.config.loader import load_recipe
 
-    dag = dags["nightly_post_training"]
+    dag = dags["nightly_gsm8k_llama32_1b"]
     assert dag.schedule == load_recipe("gsm8k_llama32_1b").schedule
     assert dag.max_active_runs == 1
     assert dag.is_paused_upon_creation
     assert not dag.catchup
     assert dags["post_training"].schedule is None
+
+
+def test_a_recipe_that_is_wrong_keeps_its_dag_and_those_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "include", tmp_path / "include")
+    monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path / "include"))
+    recipes = tmp_path / "include" / "recipes"
+    (recipes / "typo.yaml").write_text("base_modle: a/b\nschedule: '5 1 * * *'  # cron\n")
+    (recipes / "no_cron.yaml").write_text("base_model: a/b\nschedule: every night\n")
+    (recipes / "half.yaml").write_text("schedule: 1 2 * * *\n  base_model: [\n")
+    bag = DagBag(dag_folder=str(ROOT / "dags" / "nightly_post_training.py"))
+    assert not bag.import_errors
+    found = {dag_id: dag.schedule for dag_id, dag in bag.dags.items()}
+    assert found == {
+        "nightly_tiny_cpu": "0 2 * * *",
+        "nightly_gsm8k_llama32_1b": "0 22 * * *",
+        "nightly_typo": "5 1 * * *",
+        "nightly_no_cron": None,
+        "nightly_half": "1 2 * * *",
+    }

@@ -239,6 +239,27 @@ def test_the_alert_about_a_success_has_the_model_and_the_durations(posts: Any) -
     summary = {"stages": [], "model": None, "refused": "not published because of x"}
     callbacks.run_succeeded(context(Ti("summary", xcoms={"summary": summary})))
     assert posts[1][1]["facts"]["Model"] == "not published because of x"
+    assert posts[1][1]["title"] == "[llm-bridge] nightly: succeeded, not published"
+
+
+def test_the_alert_about_a_night_has_the_scores_beside_those_of_the_night_before(posts: Any) -> None:
+    evaluation = {"metric": "score", "rows": 500, "models": {"base": {"score": 0.25}, "rl": {"score": 0.5}}}
+    previous = {"run_id": "monday", "metric": "score", "rows": 500, "scores": {"rl": 0.45}}
+    summary = {"stages": [], "evaluation": evaluation, "previous": previous}
+    callbacks.run_succeeded(context(Ti("summary", xcoms={"summary": summary})))
+    summary = {**summary, "previous": {**previous, "rows": 100}}
+    callbacks.run_succeeded(context(Ti("summary", xcoms={"summary": summary})))
+    assert [said["facts"]["Score"] for _, said in posts] == [
+        "score: base 0.2500, rl 0.5000 (0.4500 in monday)",
+        "score: base 0.2500, rl 0.5000",
+    ]
+
+
+def test_the_alert_about_a_night_in_which_nothing_has_changed_says_since_when(posts: Any) -> None:
+    summary = {"stages": [], "unchanged_since": "monday", "evaluation": None}
+    callbacks.run_succeeded(context(Ti("summary", xcoms={"summary": summary})))
+    assert posts[0][1]["title"] == "[llm-bridge] nightly: succeeded, nothing to train"
+    assert posts[0][1]["facts"]["Not trained"] == "nothing has changed since run monday"
 
 
 @pytest.mark.parametrize(

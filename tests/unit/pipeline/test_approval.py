@@ -51,7 +51,8 @@ def context(include: Path) -> Any:
             EVALUATE: {"result": {"evaluation": EVALUATION}},
             **(xcoms or {}),
         }
-        return {"ti": SimpleNamespace(xcom_pull=lambda task_ids, key="return_value": found.get(task_ids))}
+        ti = SimpleNamespace(task_id=GATE, xcom_pull=lambda task_ids, key="return_value": found.get(task_ids))
+        return {"ti": ti}
 
     return make
 

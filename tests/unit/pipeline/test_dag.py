@@ -16,7 +16,7 @@ from llm_bridge.remote import attempt_dir
 OWN, FOLLOWUP = {"job_id": "7"}, {"job_id": "8"}
 
 
-def context(**params: Any) -> Any:
+def context(found: dict[tuple[str, str], Any] | None = None, **params: Any) -> Any:
     """The context of a task after check and sft.train."""
     plan = make_plan({"recipe": "tiny_cpu", "cluster": "local", **params}, "d", "r")
     xcoms = {
@@ -24,7 +24,11 @@ def context(**params: Any) -> Any:
         (dag.SFT, JOB_XCOM): OWN,
         (dag.SFT, FOLLOWUP_XCOM): FOLLOWUP,
     }
-    return {"ti": SimpleNamespace(xcom_pull=lambda task_ids, key="return_value": xcoms.get((task_ids, key)))}
+    ti = SimpleNamespace(
+        task_id="sft.train",
+        xcom_pull=lambda task_ids, key="return_value": (xcoms | (found or {})).get((task_ids, key)),
+    )
+    return {"ti": ti}
 
 
 def test_a_tasks_job_is_built_from_the_plan() -> None:
@@ -36,6 +40,13 @@ def test_a_stage_that_is_not_selected_is_skipped() -> None:
     build = dag.for_stage("ppo", lambda plan: plan.run_name)
     with pytest.raises(AirflowSkipException, match="stage 'ppo' is not selected for this run; selected: sft"):
         build(context(stages=["sft"]))
+
+
+def test_a_stage_of_a_night_in_which_nothing_has_changed_is_skipped() -> None:
+    build = dag.for_stage("sft", lambda plan: plan.run_name)
+    since = {("prepare.compare", "return_value"): {"unchanged_since": "scheduled__1"}}
+    with pytest.raises(AirflowSkipException, match="nothing has changed since run scheduled__1 has trained"):
+        build(context(since))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def test_the_summary_of_a_run_has_the_changes_of_the_form_and_the_phases_of_the_
     ti = SimpleNamespace(
         dag_id="d",
         run_id="r",
-        xcom_pull=lambda task_ids, key="return_value": (
+        task_id="summary",
+        xcom_pull=lambda task_ids, key="return_value", **_: (
             pulled.get(task_ids) if key == "return_value" else None
         ),
         xcom_push=lambda key, value: pushed.__setitem__(key, value),
@@ -65,7 +66,8 @@ def test_a_run_whose_model_is_refused_succeeds_and_says_why(
     ti = SimpleNamespace(
         dag_id="d",
         run_id="r",
-        xcom_pull=lambda task_ids, key="return_value": (
+        task_id="summary",
+        xcom_pull=lambda task_ids, key="return_value", **_: (
             pulled.get(task_ids) if key == "return_value" else None
         ),
         xcom_push=lambda key, value: pushed.__setitem__(key, value),
