@@ -31,6 +31,6 @@ def test_an_engines_environment_has_the_pins_of_the_tested_one_where_the_engine_
     assert engine in gpu
 
 
-def test_the_readme_names_the_environment_of_each_engine() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert all(f"(requirements-cluster-{engine}.txt)" in text for engine in DIFFERENT)
+def test_the_quick_start_names_the_environment_of_each_engine() -> None:
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    assert all(f"(../requirements-cluster-{engine}.txt)" in text for engine in DIFFERENT)
