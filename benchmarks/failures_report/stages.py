@@ -27,13 +27,18 @@ folder = sys.argv[1] + "/global_step_5"
 os.makedirs(folder)
 json.dump({"world_size": 16}, open(folder + "/fsdp_config.json", "w"))
 """
+# An upload loads configuration and tokenizer before it asks the Hub for anything.
 MODEL = """\
 import os, sys
+from tokenizers import Tokenizer, models
 os.makedirs(sys.argv[1], exist_ok=True)
 header = b'{"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
 weights = len(header).to_bytes(8, "little") + header + b"w"
-for name, content in {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": weights}.items():
+config, tokenizer = b'{"model_type": "llama"}', b'{"tokenizer_class": "PreTrainedTokenizerFast"}'
+files = {"config.json": config, "tokenizer_config.json": tokenizer, "model.safetensors": weights}
+for name, content in files.items():
     open(f"{sys.argv[1]}/{name}", "wb").write(content)
+Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(f"{sys.argv[1]}/tokenizer.json")
 """
 
 

@@ -1,4 +1,4 @@
-"""Sending of files to the Hub: large files one by one, then one commit with all; the log has lines of the progress.
+"""Sending of files to the Hub: large files first, then one commit with all; the log has lines of the progress.
 
 After a kill the Hub has each file that was sent to its end, also before the commit, and it is not sent again.
 """
@@ -22,6 +22,8 @@ LARGE_BYTES = 10_000_000
 # Seconds between two lines of the progress.
 INTERVAL_SECONDS = 30.0
 HASHING_THREADS = 4
+# Files that Git-LFS sends at once, as many as `hf upload`. Xet's client sends the parts of one file in parallel.
+LFS_THREADS = 5
 # Linux: bytes that this process has read. Neither Xet's client nor that of Git-LFS has a better hook.
 IO_COUNTS = Path("/proc/self/io")
 
@@ -37,29 +39,36 @@ class Progress:
 
     def __init__(self, files: list[LocalFile]) -> None:
         self.count, self.total = len(files), sum(file.size for file in files)
-        self._sent, self._sent_bytes, self._size = 0, 0, 0
+        self._lock = threading.Lock()
+        self._sent, self._sent_bytes, self._in_flight = 0, 0, 0
         self._started = self._last_time = time.monotonic()
-        self._file_start = self._last_bytes = bytes_read()
+        self._before = self._last_bytes = bytes_read()
 
     @contextmanager
     def file(self, size: int) -> Iterator[None]:
-        """Count a file that is sent in the block.
+        """Count a file that is sent in the block; several may be sent at once.
 
         Args:
             size: Its size in bytes.
         """
-        self._size, self._file_start = size, bytes_read()
+        with self._lock:
+            if not self._in_flight:
+                self._before = bytes_read()
+            self._in_flight += size
         yield
-        self._size = 0
-        self._sent += 1
-        self._sent_bytes += size
+        with self._lock:
+            self._in_flight -= size
+            self._before += size
+            self._sent += 1
+            self._sent_bytes += size
 
     def line(self) -> str:
         """Return the state of the upload, with the rate since the line before."""
         now, read = time.monotonic(), bytes_read()
         seconds, rate = now - self._started, (read - self._last_bytes) / max(now - self._last_time, 1e-3)
         self._last_time, self._last_bytes = now, read
-        done = self._sent_bytes + min(read - self._file_start, self._size)
+        with self._lock:
+            done = self._sent_bytes + min(max(read - self._before, 0), self._in_flight)
         return (
             f"{self._sent} of {self.count} files, {done / 1e6:.1f} of {self.total / 1e6:.1f} MB, "
             f"{rate / 1e6:.1f} MB/s, {seconds:.0f} s so far"
@@ -156,7 +165,7 @@ def send_large(
     revision: str,
     create_pr: bool = False,
 ) -> None:
-    """Send the large files, each to its end before the next begins; a commit has to follow.
+    """Send the large files, a few at once by Git-LFS and one after the other by Xet; a commit has to follow.
 
     Args:
         api: An ``HfApi`` with the token.
@@ -168,19 +177,32 @@ def send_large(
         create_pr: True if the commit will be a pull request.
     """
     large = [file for file in files if file.size >= LARGE_BYTES]
-    if not _uses_xet():  # Xet's client hashes while it sends
-        with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            list(pool.map(lambda file: file.sha256, large))
-    for file in large:
+
+    def send(file: LocalFile) -> None:
         with progress.file(file.size):
             # The operation remembers that its file was sent, so that the commit does not send it again.
             step(
                 f"Sending {file.path}",
-                lambda file=file: api.preupload_lfs_files(  # type: ignore[misc]
+                lambda: api.preupload_lfs_files(
                     repo_id, [file.operation], revision=revision, create_pr=create_pr, free_memory=False
                 ),
             )
         print(f"Sent {file.path}: {progress.line()}")
+
+    if _uses_xet():  # its client hashes while it sends
+        for file in large:
+            send(file)
+        return
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        list(pool.map(lambda file: file.sha256, large))
+    with ThreadPoolExecutor(LFS_THREADS) as pool:
+        sending = [pool.submit(send, file) for file in large]
+        try:
+            for each in sending:
+                each.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _uses_xet() -> bool:
