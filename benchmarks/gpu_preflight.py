@@ -21,6 +21,7 @@ from llm_bridge.remote import attempt_dir, node_archive
 
 WANTED: dict[str, Any] = {
     "device": "cuda",
+    "ray": True,
     "temp_dir": "/tmp/ray",
     "min_free_gib": 0.001,
     "max_clock_skew_seconds": 5,

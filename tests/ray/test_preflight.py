@@ -14,6 +14,7 @@ from testing.ray_job import RayJob
 WANTED = {
     "gpus_per_node": 8,
     "device": "cpu",
+    "ray": True,
     "temp_dir": "/mnt",
     "min_free_gib": 0.1,
     "max_clock_skew_seconds": 5,

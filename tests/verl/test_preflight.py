@@ -14,6 +14,7 @@ from llm_bridge.remote import attempt_dir
 WANTED: dict[str, Any] = {
     "gpus_per_node": 2,
     "device": "cpu",
+    "ray": True,
     "temp_dir": "/tmp/ray",
     "min_free_gib": 0.001,
     "max_clock_skew_seconds": 5,

@@ -127,7 +127,7 @@ def ray_cluster(plan: Plan) -> SlurmJob:
 def sft_then_ray(plan: Plan) -> SlurmJob:
     """Return one job for SFT, its merge and the Ray cluster for PPO, one after the other in one allocation."""
     parts, cluster = (sft(plan), sft_merge(plan)), ray_cluster(plan)
-    settings = {**cluster.settings, **parts[1].settings, **parts[0].settings}
+    settings = {**parts[1].settings, **parts[0].settings, **cluster.settings}
     sizes = [plan.size(stage) for stage in TRAINING]
     site = load_cluster(plan.cluster)
     limits = [
@@ -347,7 +347,8 @@ def _preflight(plan: Plan, stage: Stage) -> dict[str, Any] | None:
     if cluster.preflight is None:
         return None
     expected = {"gpus_per_node": plan.gpus_per_node(stage, cluster), "device": cluster.device}
-    return cluster.preflight.model_dump() | expected | {"temp_dir": cluster.ray.temp_dir}
+    ray = {"ray": stage == "ppo", "temp_dir": cluster.ray.temp_dir}
+    return cluster.preflight.model_dump() | expected | ray
 
 
 def _job(

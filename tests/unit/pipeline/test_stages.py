@@ -85,7 +85,8 @@ def test_only_trainings_are_signalled_before_their_time_limit() -> None:
 
 def test_without_preflight_in_the_cluster_file_nodes_are_not_checked(include: Path) -> None:
     preflight = stages.sft(plan()).settings["preflight"]
-    assert (preflight["gpus_per_node"], preflight["device"]) == (1, "cpu")
+    assert (preflight["gpus_per_node"], preflight["device"], preflight["ray"]) == (1, "cpu", False)
+    assert stages.ray_cluster(plan()).settings["preflight"]["ray"]
     edit(include / "clusters" / "local.yaml", preflight=None)
     assert stages.sft(plan()).settings["preflight"] is None
 
@@ -94,6 +95,7 @@ def test_a_shared_job_is_ready_when_sft_is_done() -> None:
     shared = stages.sft_then_ray(plan(allocation="shared"))
     assert shared.ready_file == attempt_dir.SFT_DONE and shared.output is None
     assert [part.template for part in shared.produces] == ["sft", "merge"]
+    assert shared.settings["preflight"]["ray"] and shared.settings["model_path"]
 
 
 def test_force_applies_to_the_selected_stages_only() -> None:

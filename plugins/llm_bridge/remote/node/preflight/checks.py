@@ -23,7 +23,8 @@ def run(wanted: dict[str, Any], node: str, shared: Path) -> tuple[list[str], lis
     """Run all checks on this node.
 
     Args:
-        wanted: The settings' ``preflight``: gpus_per_node, device, temp_dir, min_free_gib, max_clock_skew_seconds.
+        wanted: The settings' ``preflight``: gpus_per_node, device, ray (True if the job starts a Ray cluster), temp_dir,
+            min_free_gib, max_clock_skew_seconds.
         node: This node's name in Slurm.
         shared: A directory on the shared file system.
 
@@ -32,7 +33,11 @@ def run(wanted: dict[str, Any], node: str, shared: Path) -> tuple[list[str], lis
     """
     found, warnings = gpus.check(wanted["gpus_per_node"], wanted["device"])
     found += interface(node)
-    found += ports(int(os.environ["SLURM_JOB_ID"]), node == os.environ["LLM_BRIDGE_NODES"].split()[0])
+    job_id = int(os.environ["SLURM_JOB_ID"])
+    if node == os.environ["LLM_BRIDGE_NODES"].split()[0]:
+        found += rendezvous(job_id)
+    if wanted["ray"]:
+        found += ray_block(job_id)
     for path in (shared, Path(wanted["temp_dir"])):
         found += free_space(path, wanted["min_free_gib"])
     found += clock(shared, node, wanted["max_clock_skew_seconds"])
@@ -48,26 +53,32 @@ def interface(node: str) -> list[str]:
     return []
 
 
-def ports(job_id: int, is_first: bool) -> list[str]:
-    """Check that ports for Ray are free, and on the first node the rendezvous port of torchrun.
+def rendezvous(job_id: int) -> list[str]:
+    """Check on the first node that the rendezvous port of torchrun is free.
 
     Args:
         job_id: Slurm's id of the job.
-        is_first: True on the first node of the job.
     """
-    found = []
+    port = rendezvous_port(job_id)
+    if ray_ports.can_listen(port):
+        return []
+    return [
+        f"port {port}, the rendezvous port of torchrun, is in use; it depends on the job id: submit the job again"
+    ]
+
+
+def ray_block(job_id: int) -> list[str]:
+    """Check that a block of ports for Ray is free.
+
+    Args:
+        job_id: Slurm's id of the job.
+    """
     try:
         _block, reservation = ray_ports.take(job_id, ray_ports.blocks(ray_ports.ephemeral_start()))
-        reservation.close()
     except RuntimeError as error:
-        found.append(str(error))
-    rendezvous = rendezvous_port(job_id)
-    if is_first and not ray_ports.can_listen(rendezvous):
-        found.append(
-            f"port {rendezvous}, the rendezvous port of torchrun, is in use; it depends on the job id: submit the job "
-            "again"
-        )
-    return found
+        return [str(error)]
+    reservation.close()
+    return []
 
 
 def free_space(path: Path, gib: float) -> list[str]:

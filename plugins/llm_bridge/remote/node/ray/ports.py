@@ -6,11 +6,11 @@ import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from llm_bridge.remote.node.common.rendezvous import RENDEZVOUS_PORTS
+
 BLOCK = 1000
-MIN_PORT, MAX_PORT = (
-    10_000,
-    32_768,
-)  # above the ports of common services, below Linux' default ephemeral range
+# Above the rendezvous ports of other jobs on the node, below Linux' default ephemeral range.
+MIN_PORT, MAX_PORT = RENDEZVOUS_PORTS.stop, 32_768
 # Ray's fixed ports by their offset in the block (ray start --help, and docs.ray.io: "Configuring Ray", ports).
 NAMES = (
     "gcs",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from llm_bridge.remote.node.common.rendezvous import rendezvous_port
+from llm_bridge.remote.node.ray import ports
 
 
-def test_every_jobs_port_lies_below_the_range_that_linux_hands_out() -> None:
-    ports = {rendezvous_port(job) for job in range(1, 200_000, 7)}
-    assert min(ports) >= 20000 and max(ports) < 30000
+def test_the_port_of_no_job_lies_in_a_block_of_a_ray_cluster_or_in_the_range_of_linux() -> None:
+    found = {rendezvous_port(job) for job in range(1, 200_000, 7)}
+    blocks = ports.blocks(32768)
+    assert found.isdisjoint(range(blocks[0], blocks[-1] + ports.BLOCK))
+    assert min(found) >= 10_000 and max(found) < 32_768 and len(found) == 2000

@@ -20,14 +20,26 @@ def test_an_interface_that_does_not_exist_is_reported_with_those_that_do(
 
 
 def test_a_port_in_use_is_reported_before_torchrun_or_ray_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checks.ports(4242, is_first=True) == []
-    with socket.create_server(("127.0.0.1", 24242)):
-        (fault,) = checks.ports(4242, is_first=True)
-        assert "port 24242" in fault
-        assert checks.ports(4242, is_first=False) == [], "the rendezvous is on the first node"
+    assert checks.rendezvous(4242) == checks.ray_block(4242) == []
+    with socket.create_server(("127.0.0.1", 10_242)):
+        (fault,) = checks.rendezvous(4242)
+        assert "port 10242" in fault
     monkeypatch.setattr(ports, "ports_in_use", lambda block: [block + 7])
-    (fault,) = checks.ports(4242, is_first=False)
-    assert "none of 22 blocks of 1000 ports is free" in fault
+    (fault,) = checks.ray_block(4242)
+    assert "none of 20 blocks of 1000 ports is free" in fault
+
+
+@pytest.mark.parametrize("ray", [True, False])
+def test_only_a_job_with_ray_needs_a_block_of_rays_ports(
+    ray: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_BRIDGE_NETWORK_INTERFACE", "lo")
+    monkeypatch.setenv("LLM_BRIDGE_NODES", "n0 n1")
+    monkeypatch.setenv("SLURM_JOB_ID", "4242")
+    monkeypatch.setattr(ports, "ports_in_use", lambda block: [block + 7])
+    wanted = {"gpus_per_node": 0, "device": "cpu", "temp_dir": str(tmp_path), "min_free_gib": 0}
+    faults, _ = checks.run({**wanted, "ray": ray, "max_clock_skew_seconds": 60}, "n1", tmp_path)
+    assert [fault[:17] for fault in faults] == (["none of 20 blocks"] if ray else [])
 
 
 def test_too_little_free_space_is_reported_with_the_setting_that_requires_it(tmp_path: Path) -> None:
