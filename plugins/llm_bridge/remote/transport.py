@@ -21,6 +21,7 @@ from importlib import resources
 from typing import Any, Protocol
 
 from llm_bridge.exceptions import LoginNodeUnreachable
+from llm_bridge.remote import login_shell
 
 CONNECT_TIMEOUT_SECONDS = 30
 
@@ -210,7 +211,7 @@ class CleanCommand:
 
 
 class LocalTransport:
-    """Transport for an Airflow that runs on the login node: commands are child processes.
+    """Transport for an Airflow that runs on the login node: commands are child processes of the user's login shell.
 
     Args:
         slurm_bin: Directory of Slurm's commands; empty for those in PATH.
@@ -219,15 +220,17 @@ class LocalTransport:
     def __init__(self, slurm_bin: str = "") -> None:
         self._wrap = CleanCommand("this machine", slurm_bin, new_marker())
 
+    async def _start(self, argv: Sequence[str], stderr: int) -> asyncio.subprocess.Process:
+        (program, *arguments), options = login_shell.arguments(shlex.join(self._wrap.argv(argv)))
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            program, *arguments, stdin=pipe, stdout=pipe, stderr=stderr, **options
+        )
+
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
         """Run a command; see :meth:`Transport.run`."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._wrap.argv(argv),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
+            process = await self._start(argv, asyncio.subprocess.PIPE)
         except OSError as error:
             return Completed(127, "", f"{argv[0]}: {error}")
         try:
@@ -242,8 +245,7 @@ class LocalTransport:
     @asynccontextmanager
     async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
         """Start a program that answers requests; see :meth:`Transport.session`."""
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*self._wrap.argv(argv), stdin=pipe, stdout=pipe)
+        process = await self._start(argv, asyncio.subprocess.DEVNULL)
         try:
             yield await started(self._wrap, process.stdin, process.stdout)
         finally:

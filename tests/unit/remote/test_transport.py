@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import pwd
 import shlex
 import subprocess
 import sys
@@ -166,15 +167,50 @@ KEPT = {
 }
 
 
-async def test_variables_that_steer_slurms_commands_reach_no_command_but_the_way_to_the_controller_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, value in (FOREIGN | KEPT).items():
-        monkeypatch.setenv(name, value)
+def test_variables_that_steer_slurms_commands_reach_no_command_but_the_way_to_the_controller_does() -> None:
     program = "import json, os; print(json.dumps(dict(os.environ)))"
-    seen = json.loads(await checked(LocalTransport(), [sys.executable, "-c", program]))
+    wrap = transport.CleanCommand("'c'", "", "mark")
+    env = {"PATH": os.environ["PATH"], **FOREIGN, **KEPT}
+    done = subprocess.run(wrap.argv([sys.executable, "-c", program]), env=env, stdout=subprocess.PIPE, text=True)
+    seen = json.loads(wrap.output(Completed(0, done.stdout, "")).stdout)
     assert not set(FOREIGN) & set(seen)
     assert seen.items() >= KEPT.items()
+
+
+def user(monkeypatch: pytest.MonkeyPatch, home: Path, shell: str) -> None:
+    entry = pwd.struct_passwd(("me", "x", os.getuid(), 0, "", str(home), shell))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: entry)
+
+
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh", "/usr/sbin/nologin", "", "/no/such/shell"])
+async def test_an_airflow_on_the_login_node_runs_commands_in_the_environment_of_a_login(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over SSH: a job gets the user's PATH, and not that of Airflow's virtual environment."""
+    ambient = {"PATH": f"/airflow-env/bin:{os.environ['PATH']}", "VIRTUAL_ENV": "/airflow-env"}
+    ambient |= {"PYTHONPATH": "/airflow", "LD_PRELOAD": "", "HF_TOKEN": "secret", "SLURM_CONF": "/etc/slurm.conf"}
+    for name, value in (ambient | FOREIGN).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / ".profile").write_text("echo hello\nexport PATH=$HOME/bin:$PATH SITE=1\n")
+    user(monkeypatch, tmp_path, shell)
+    monkeypatch.setattr(transport, "_greeted", set())
+    program = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"
+    directory, seen = json.loads(await checked(LocalTransport(), [sys.executable, "-c", program]))
+    assert directory == str(tmp_path)
+    assert not (set(ambient) - {"PATH", "SLURM_CONF"} | set(FOREIGN)) & set(seen)
+    assert (seen["SITE"], seen["USER"], seen["SLURM_CONF"]) == ("1", "me", "/etc/slurm.conf")
+    assert seen["PATH"].startswith(f"{tmp_path}/bin:/") and "airflow-env" not in seen["PATH"]
+
+
+async def test_a_user_without_an_entry_in_passwd_gets_the_plain_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", missing)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert await checked(LocalTransport(), ["pwd"]) == f"{tmp_path}\n"
 
 
 async def test_slurms_commands_are_searched_in_the_sites_directory_first(tmp_path: Path) -> None:

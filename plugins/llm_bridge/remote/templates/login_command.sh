@@ -1,6 +1,6 @@
 # Run a command on the login node without the variables that sites and users set to steer Slurm's commands: they would
-# change what sbatch submits and which jobs squeue lists. Variables that lead to the controller stay. Variables of Airflow,
-# where it runs on the login node itself, hold its secrets, and sbatch would pass them on to each job.
+# change what sbatch submits and which jobs squeue lists. Variables that lead to the controller stay. Variables of Airflow
+# that a start file sets hold secrets, and sbatch would pass them on to each job.
 # usage: login_command.sh DIRECTORY MARKER COMMAND [ARGUMENT...]    MARKER precedes the command's output on a line of
 # its own: a login shell that greets prints before it, perhaps without a line end. DIRECTORY, which may be empty, is
 # searched first for commands.
