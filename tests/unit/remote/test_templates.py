@@ -117,6 +117,7 @@ PYTHON = """if [ "$1" = -u ]; then shift; fi
 program=$2
 shift 2
 echo "$program: ${IN_CONTAINER:-}${IN_MODULE:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-} in $PWD" >> "$RECORD"
+echo "${PYTHONNOUSERSITE-unset}" >> "$RECORD.user_site"
 if [ "$program" = ray-head-guard ]; then exec "$@"; fi
 if [ "$program" = sft ] || [ "$program" = merge ]; then echo '{}' > "$ATTEMPT_DIR/result.json"; fi"""
 PROGRAMS = {
@@ -192,6 +193,17 @@ def test_every_program_of_every_template_runs_in_the_environment(
     outside = {"ray-head-guard"} if environment in ("apptainer", "pyxis") else set()
     expected = [f"{name}: {'' if name in outside else seen} in {attempt}" for name in PROGRAMS[template]]
     assert record.read_text().splitlines() == expected
+    # ~/.local does not shadow an environment; without one it may be all that there is.
+    assert set(Path(f"{record}.user_site").read_text().split()) == {"unset" if environment == "none" else "1"}
+
+
+def test_a_site_whose_packages_are_in_the_users_folder_may_say_so() -> None:
+    job = SlurmJob(cluster="site", template="sft", directory="/shared/work/d/r/s")
+    site = Cluster(
+        **SITE | {"variables": {"PYTHONNOUSERSITE": ""}}, environment={"modules": ["python/3.12"]}
+    )
+    text = render(job.resolve(site), "/shared/work/d/r/s/attempt-1")
+    assert text.index("export PYTHONNOUSERSITE=1") < text.index("export PYTHONNOUSERSITE=''")
 
 
 def test_a_container_sees_the_workspace_and_the_mounts_of_the_cluster_file() -> None:

@@ -254,6 +254,8 @@ export NCCL_SOCKET_IFNAME=enp25s0np0 GLOO_SOCKET_IFNAME=enp25s0np0
 # Since Slurm 22.05 srun does not inherit --cpus-per-task from sbatch, and gives each task one CPU (srun(1)).
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+# Packages in ~/.local (`pip install --user`) would come before those of the environment.
+export PYTHONNOUSERSITE=1
 export NVTE_FUSED_ATTN=0
 if [ -s secrets/wandb ]; then WANDB_API_KEY=$(cat secrets/wandb); export WANDB_API_KEY; fi
 if [ -s secrets/hub ]; then HF_TOKEN=$(cat secrets/hub); export HF_TOKEN; fi
