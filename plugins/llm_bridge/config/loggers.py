@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 Name = Literal[
     "console",
@@ -53,5 +53,11 @@ def _is_list(value: Any) -> Any:
     return value
 
 
+def _different(value: list[str]) -> list[str]:
+    if twice := sorted({name for name in value if value.count(name) > 1}):
+        raise ValueError(f"each logger may stand once: {', '.join(twice)} stands twice")
+    return value
+
+
 Logger = Annotated[Name, BeforeValidator(_check)]
-Loggers = Annotated[list[Logger], BeforeValidator(_is_list)]
+Loggers = Annotated[list[Logger], BeforeValidator(_is_list), AfterValidator(_different)]

@@ -68,6 +68,15 @@ CHECKPOINT: dict[Training, str] = {"sft": "checkpoint", "ppo": "actor_rollout_re
 # Modules that the output layer may share its weights with, and the output layer itself, in the names of target_modules.
 TIED_MODULES = ("embed", "wte", "lm_head")
 
+# Arguments for a chat template, which the tokenizer's apply_chat_template passes on, and those of its own, which verl and
+# llm-bridge set.
+TEMPLATE_OPTIONS = "data.apply_chat_template_kwargs"
+_OWN_OPTIONS = (
+    *("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message"),
+    *("return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+    "tokenizer_kwargs",
+)
+
 # YAML 1.1 reads 1e-6, without a dot, as a string; verl would get the string.
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -118,10 +127,25 @@ def translate(stage: Training, settings: dict[str, Any]) -> dict[str, Any]:
             problems.append(f"{plain} was renamed in verl: use {new}")
         elif plain in REMOVED[stage]:
             problems.append(f"{plain} was removed from verl: {REMOVED[stage][plain]}")
+    problems += _template_problems(flat)
     problems += _lora_problems(stage, {key.lstrip("+"): value for key, value in flat.items()})
     if problems:
         raise ValueError("; ".join(problems))
     return flat
+
+
+def _template_problems(flat: dict[str, Any]) -> Iterator[str]:
+    """Yield the arguments for the chat template that would be given twice, or are none."""
+    for key, value in flat.items():
+        plain = key.lstrip("+")
+        if plain == TEMPLATE_OPTIONS and value not in (None, {}):
+            yield f"{plain} must be a mapping, such as {{enable_thinking: false}}, not {value!r}"
+        option = plain.removeprefix(f"{TEMPLATE_OPTIONS}.")
+        if option != plain and option.split(".")[0] in _OWN_OPTIONS:
+            yield (
+                f"{plain}: verl sets {option.split('.')[0]} itself. Remove it; {TEMPLATE_OPTIONS} is for variables of "
+                "the chat template, such as enable_thinking"
+            )
 
 
 def _is_key(text: str) -> bool:

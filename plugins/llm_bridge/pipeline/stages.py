@@ -9,7 +9,7 @@ from llm_bridge.config.evaluation import Evaluation
 from llm_bridge.config.hang import START_MINUTES, Hang
 from llm_bridge.config.loader import load_cluster
 from llm_bridge.config.recipe import Stage, TrainStage
-from llm_bridge.config.verl_settings import MODEL, Training
+from llm_bridge.config.verl_settings import MODEL, TEMPLATE_OPTIONS, Training
 from llm_bridge.naming import slug
 from llm_bridge.operators.hub import upload_settings
 from llm_bridge.pipeline import publication
@@ -245,7 +245,7 @@ def _chat_template(plan: Plan) -> str | None:
 
 def _template_options(plan: Plan) -> dict[str, Any]:
     """Return verl's ``data.apply_chat_template_kwargs`` of the stage whose data are evaluated."""
-    key = "data.apply_chat_template_kwargs"
+    key = TEMPLATE_OPTIONS
     found: dict[str, Any] = {}
     for name, value in getattr(plan.recipe, plan.evaluates_data_of).verl.items():
         plain = name.lstrip("+")

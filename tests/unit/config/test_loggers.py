@@ -35,6 +35,7 @@ def test_a_recipe_may_name_each_logger_of_verl() -> None:
         (["stdout"], "did you mean 'console'?"),
         (["neptune"], "no such logger: Choose from console, wandb, trackio, tensorboard, mlflow"),
         ([None], "no such logger: Choose from"),
+        (["wandb", "wandb"], "logger: each logger may stand once: wandb stands twice"),
         ("wandb", "logger: must be a list, such as [console, wandb] (got 'wandb')"),
         ("console, wandb", "logger: must be a list, such as [console, wandb] (got"),
     ],

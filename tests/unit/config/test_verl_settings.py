@@ -39,6 +39,25 @@ def test_a_verl_key_that_cannot_be_used_is_refused_with_its_replacement(
     assert advice in str(error.value)
 
 
+@pytest.mark.parametrize("option", ["tokenize", "add_generation_prompt", "max_length", "return_dict"])
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_an_argument_of_the_chat_template_that_verl_sets_itself_is_refused_with_its_key(
+    include: Path, stage: str, option: str
+) -> None:
+    given = f"base_model: a/b\n{stage}: {{verl: {{data: {{apply_chat_template_kwargs: {{{option}: false}}}}}}}}\n"
+    write(include, "recipes/mine.yaml", given)
+    with pytest.raises(ConfigError, match=f"{stage}.verl: data.apply_chat_template_kwargs.{option}: verl sets"):
+        load_recipe("mine")
+
+
+def test_arguments_of_the_chat_template_are_a_mapping_of_its_own_variables(include: Path) -> None:
+    own = {"data.apply_chat_template_kwargs": {"enable_thinking": False}}
+    assert translate("ppo", own) == {"data.apply_chat_template_kwargs.enable_thinking": False}
+    assert translate("ppo", {"+data.apply_chat_template_kwargs": {}})
+    with pytest.raises(ValueError, match=r"must be a mapping, such as \{enable_thinking: false\}, not 'x'"):
+        translate("ppo", {"data.apply_chat_template_kwargs": "x"})
+
+
 def test_verl_settings_may_be_nested_or_dotted(include: Path) -> None:
     write(
         include,
