@@ -176,7 +176,7 @@ def test_the_next_run_finds_the_score_of_the_published_model(
     def asked(name: str, token: str = hub.writer) -> subprocess.CompletedProcess[str]:
         program = (
             "import json, sys\n"
-            "from llm_bridge.remote.node.evaluate import published\n"
+            "from llm_bridge.remote.node.hub import published\n"
             "print(json.dumps(published.score(*sys.argv[1:])))\n"
         )
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "PYTHONPATH": str(PLUGINS)}
@@ -200,6 +200,38 @@ def test_the_next_run_finds_the_score_of_the_published_model(
     assert len(api.list_repo_commits(repo)) == 3, "a new evaluation is a new card"
     refused = asked(repo, token="hf_nobody")
     assert refused.returncode and "cannot read the model card" in refused.stderr
+
+
+def test_a_model_that_is_no_longer_better_than_the_published_one_is_not_uploaded(
+    hub, api, run_upload, small_model_dir, repo, tmp_path
+):
+    """Two runs at once: both were better than what was there as they were evaluated."""
+
+    def run(name: str, score: float) -> dict[str, object]:
+        model = {"score": score, "interval": [score - 0.1, score + 0.1]}
+        evaluation = {"metric": "gsm8k", "data": {"hash": "h"}, "conditions": "c1", "models": {"sft": model}}
+        result = tmp_path / name / "evaluate" / "attempt-1" / attempt_dir.RESULT
+        result.parent.mkdir(parents=True)
+        result.write_text(json.dumps({"evaluation": evaluation}))
+        stage = result.parents[1]
+        (tmp_path / name / attempt_dir.STAGE_MANIFEST).write_text("{}")
+        settings = with_card(small_model_dir, repo, tmp_path / name, stage, better_than_published=True)
+        for _ in range(2):  # again after a kill: its own model is not one to be better than
+            done = run_upload(*settings, token=hub.writer)
+            assert done.returncode == 0, output_of(done)
+        return json.loads((tmp_path / name / "result.json").read_text())
+
+    assert run("first", 0.5)["score"] == 0.5
+    head = api.model_info(repo).sha
+    refused = run("second", 0.55)
+    assert refused["not_published"] == (
+        "not published because the model is not certainly better than the published model: its score is 0.55 (95 % "
+        "interval 0.45 to 0.65), and that of the published model 0.5"
+    )
+    assert api.model_info(repo).sha == head
+    manifests = [(tmp_path / name / attempt_dir.STAGE_MANIFEST).exists() for name in ("first", "second")]
+    assert manifests == [True, False], "a cleared upload compares again"
+    assert run("third", 0.7)["new_commit"] is False and api.model_info(repo).sha != head
 
 
 def test_a_pull_request_is_opened_once_and_main_and_tags_stay(

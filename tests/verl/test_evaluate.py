@@ -66,6 +66,7 @@ def test_equal_models_get_equal_answers_and_another_seed_gets_others(
         assert sample["answers"]["base"] == sample["answers"]["sft"] and sample["prompt"]
     written = json.loads((tmp_path / attempt_dir.EVALUATION_ANSWERS).read_text())
     assert len(written["rows"]) == 6 and written["evaluation"] == made
+    assert not (tmp_path / attempt_dir.EVALUATION_FINISHED).exists()
 
     hot: dict[str, Any] = {"decoding": {"temperature": 1.0, "top_p": 0.9, "max_tokens": 8}, "samples": 2}
     hot["models"] = {"base": ready["model_path"]}

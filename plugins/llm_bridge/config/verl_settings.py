@@ -68,8 +68,8 @@ CHECKPOINT: dict[Training, str] = {"sft": "checkpoint", "ppo": "actor_rollout_re
 # Modules that the output layer may share its weights with, and the output layer itself, in the names of target_modules.
 TIED_MODULES = ("embed", "wte", "lm_head")
 
-# Arguments for a chat template, which the tokenizer's apply_chat_template passes on, and those of its own, which verl and
-# llm-bridge set.
+# Arguments for a chat template, which the tokenizer's apply_chat_template passes on, and those of its own, which verl
+# and llm-bridge set.
 TEMPLATE_OPTIONS = "data.apply_chat_template_kwargs"
 _OWN_OPTIONS = (
     *("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.exceptions import AirflowSkipException
 
 from llm_bridge.config.loader import check_model
 from llm_bridge.config.types import hub_id
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 # Every upload adds an event of the asset hf://OWNER/NAME through this alias: the repository may be known only at run
 # time.
 MODELS = AssetAlias("llm-bridge-models")
+
+# XCom of an upload task that skipped itself: why the model is not published.
+NOT_PUBLISHED_XCOM = "not_published"
 
 # remote/node/hub/upload.py: bad input, token refused.
 FINAL_EXIT_CODES = frozenset({2, 3})
@@ -84,7 +88,9 @@ class HubUploadOperator(SlurmSubmitOperator):
     """Upload a model folder to the Hub: as a Slurm job on the cluster that stores it, or from this worker.
 
     After the upload the uploader compares its result with the Hub's own listing. If the Hub has all files already it
-    makes no new commit. Each upload adds an event of the asset ``hf://OWNER/NAME`` (:func:`model_asset`).
+    makes no new commit. Each upload adds an event of the asset ``hf://OWNER/NAME`` (:func:`model_asset`). With
+    ``better_than_published`` in the settings of ``job``, a model that is not better is not published: the task is
+    skipped, and its XCom ``not_published`` says why.
 
     Args:
         cluster: Name of the cluster file of the cluster that stores ``model_dir``; None if the worker itself can read
@@ -146,6 +152,9 @@ class HubUploadOperator(SlurmSubmitOperator):
 
     def _with_asset_event(self, context: Context, output: Any) -> Any:
         if isinstance(output, dict) and isinstance(output.get("result"), dict):
+            if reason := output["result"].get("not_published"):
+                context["ti"].xcom_push(key=NOT_PUBLISHED_XCOM, value=reason)
+                raise AirflowSkipException(reason)
             add_asset_event(context, output["result"])
         return output
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from llm_bridge.config.publish import Publish
+from llm_bridge.remote.node.hub import published
 
 Final = Literal["sft", "rl"]
 NAMES = {"base": "base model", "sft": "SFT model", "rl": "RL model"}
@@ -25,7 +26,7 @@ def decide(publish: Publish, final: Final, evaluation: dict[str, Any] | None) ->
         publish: The recipe's conditions, all of which must hold. An approval is a task of its own.
         final: The model to publish.
         evaluation: Result of the stage ``evaluate``; None without one. For ``better_than: published`` its key
-            ``published`` has the score of the model that is on the Hub (``remote/node/evaluate/published.py``).
+            ``published`` has the score of the model that is on the Hub (``remote/node/hub/published.py``).
     """
     if not publish.needs_evaluation:
         return Decision(True, "publish has no condition on the score")
@@ -57,7 +58,7 @@ def _conditions(publish: Publish, final: Final, evaluation: dict[str, Any]) -> I
             f"the score {score:.4g} of the {NAMES[final]} is {compared} min_score {publish.min_score:g}",
         )
     if publish.better_than == "published":
-        yield _better_than_published(own, final, evaluation)
+        yield published.compare(NAMES[final], own, evaluation.get("published"))
     elif other := publish.better_than:
         found = evaluation["differences"].get(f"{final}-{other}")
         if not found:
@@ -70,20 +71,3 @@ def _conditions(publish: Publish, final: Final, evaluation: dict[str, Any]) -> I
             f"the {NAMES[final]} is {certainly} better than the {NAMES[other]}: the difference of their scores is "
             f"{found['mean']:+.4g} (95 % interval {low:+.4g} to {high:+.4g})",
         )
-
-
-def _better_than_published(own: dict[str, Any], final: Final, evaluation: dict[str, Any]) -> tuple[bool, str]:
-    published = evaluation.get("published")
-    if not published:
-        return False, "the score of the published model is not known"
-    if not published["exists"]:
-        return True, f"no model is published yet: {published['note']}"
-    if published["score"] is None:
-        return False, f"the score of the published model is not known: {published['note']}"
-    low, high = own["interval"]
-    holds = low > published["score"]
-    certainly = "certainly" if holds else "not certainly"
-    return holds, (
-        f"the {NAMES[final]} is {certainly} better than the published model: its score is {own['score']:.4g} (95 % "
-        f"interval {low:.4g} to {high:.4g}), and that of the published model {published['score']:.4g}"
-    )

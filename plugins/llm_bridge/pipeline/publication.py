@@ -27,6 +27,8 @@ def settings(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {"pull_request": True} if hub.pull_request else {"tags": tags(plan)}
     if hub.card:
         found["card"] = card(plan)
+    if plan.recipe.publish.better_than == "published":
+        found["better_than_published"] = True
     if hub.keep_published:
         found["keep_published"] = hub.keep_published
     return found

@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.exceptions import ClusterUnavailable
 from llm_bridge.operators.base import ClusterOperator
+from llm_bridge.operators.hub import NOT_PUBLISHED_XCOM
 from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM
 from llm_bridge.pipeline.approval import APPROVAL, GATE, evaluation_of, refusal
 from llm_bridge.pipeline.plan import COMPARE, UNCHANGED
@@ -77,7 +78,7 @@ class SummaryOperator(ClusterOperator):
             "model": uploaded.get("result"),
             "changes": (plan or {}).get("changes", []),
             "evaluation": evaluation_of(context),
-            "refused": refusal(context) if states.get(ROWS["upload"]) == "skipped" else None,
+            "refused": _refused(context) if states.get(ROWS["upload"]) == "skipped" else None,
             UNCHANGED: compared.get(UNCHANGED),
             "run_id": ti.run_id,
             "previous": _previous(ti),
@@ -169,6 +170,11 @@ def _previous(ti: Any) -> dict[str, Any] | None:
     found = earlier["evaluation"]
     scores = {name: model["score"] for name, model in found["models"].items()}
     return {"run_id": earlier["run_id"], "metric": found["metric"], "rows": found["rows"], "scores": scores}
+
+
+def _refused(context: Context) -> str | None:
+    found: str | None = context["ti"].xcom_pull(task_ids=ROWS["upload"], key=NOT_PUBLISHED_XCOM)
+    return refusal(context) or found
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

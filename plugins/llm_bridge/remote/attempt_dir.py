@@ -33,6 +33,8 @@ STAGE_RESULT = "stage_result.json"
 PROVENANCE = "provenance.json"
 # Output of the stage evaluate: its result, and all answers with their scores.
 EVALUATION_ANSWERS = "evaluation.json"
+# Folder with the answers of each model that has finished, until the evaluation has: the next attempt uses them.
+EVALUATION_FINISHED = "evaluation_finished"
 # An empty file that a user creates: the next attempt starts from zero.
 FORCE_RERUN = "force_rerun"
 

@@ -221,7 +221,7 @@ class LocalTransport:
         self._wrap = CleanCommand("this machine", slurm_bin, new_marker())
 
     async def _start(self, argv: Sequence[str], stderr: int) -> asyncio.subprocess.Process:
-        (program, *arguments), options = login_shell.arguments(shlex.join(self._wrap.argv(argv)))
+        (program, *arguments), options = login_shell.arguments(self._wrap.command_line(argv))
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
             program, *arguments, stdin=pipe, stdout=pipe, stderr=stderr, **options

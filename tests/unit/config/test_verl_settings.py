@@ -44,9 +44,13 @@ def test_a_verl_key_that_cannot_be_used_is_refused_with_its_replacement(
 def test_an_argument_of_the_chat_template_that_verl_sets_itself_is_refused_with_its_key(
     include: Path, stage: str, option: str
 ) -> None:
-    given = f"base_model: a/b\n{stage}: {{verl: {{data: {{apply_chat_template_kwargs: {{{option}: false}}}}}}}}\n"
+    given = (
+        f"base_model: a/b\n{stage}: {{verl: {{data: {{apply_chat_template_kwargs: {{{option}: false}}}}}}}}\n"
+    )
     write(include, "recipes/mine.yaml", given)
-    with pytest.raises(ConfigError, match=f"{stage}.verl: data.apply_chat_template_kwargs.{option}: verl sets"):
+    with pytest.raises(
+        ConfigError, match=f"{stage}.verl: data.apply_chat_template_kwargs.{option}: verl sets"
+    ):
         load_recipe("mine")
 
 

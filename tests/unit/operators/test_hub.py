@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowSkipException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from llm_bridge.exceptions import ConfigError
@@ -56,6 +58,17 @@ def test_an_upload_adds_one_event_of_the_models_asset_with_revision_and_score() 
 def test_a_pull_request_is_no_event_of_the_asset() -> None:
     context: Any = {"outlet_events": None}
     add_asset_event(context, {"repo_id": "me/model", "revision": "abc", "pull_request": "http://hub/pr/1"})
+
+
+def test_an_upload_whose_model_is_not_better_any_more_is_skipped_with_its_reason() -> None:
+    pushed: dict[str, str] = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.__setitem__(key, value))
+    upload = HubUploadOperator(task_id="upload", model_dir="/m", repo_id="me/model", hub_conn_id="hub")
+    context: Any = {"ti": ti, "outlet_events": None}
+    output = {"result": {"repo_id": "me/model", "not_published": "not published because of x"}}
+    with pytest.raises(AirflowSkipException, match="not published because of x"):
+        upload._with_asset_event(context, output)
+    assert pushed == {"not_published": "not published because of x"}
 
 
 def test_the_asset_belongs_to_every_upload_task() -> None:

@@ -53,23 +53,27 @@ def test_the_summary_of_a_run_has_the_changes_of_the_form_and_the_phases_of_the_
     assert pushed["summary"]["changes"] == check["changes"]
 
 
+@pytest.mark.parametrize("by", [GATE, "upload.run"])
 @pytest.mark.parametrize(
     ("upload", "refused"), [("skipped", "not published because of x"), ("upstream_failed", None)]
 )
 def test_a_run_whose_model_is_refused_succeeds_and_says_why(
-    include: Path, capsys: pytest.CaptureFixture[str], upload: str, refused: str | None
+    include: Path, capsys: pytest.CaptureFixture[str], upload: str, refused: str | None, by: str
 ) -> None:
     """The decision of an earlier try is not the reason of an upload that did not run because of a failure."""
     (include / "clusters" / "here.yaml").write_text("ssh_conn_id: null\nworkspace: /w\ngpus_per_node: 8\n")
-    pulled = {"check": {"cluster": "here"}, GATE: {"publish": False, "reason": "not published because of x"}}
+    reason = "not published because of x"
+    pulled: dict[tuple[str, str], Any] = {("check", "return_value"): {"cluster": "here"}}
+    if by == GATE:
+        pulled[GATE, "return_value"] = {"publish": False, "reason": reason}
+    elif refused:
+        pulled[by, "not_published"] = reason
     pushed: dict[str, Any] = {}
     ti = SimpleNamespace(
         dag_id="d",
         run_id="r",
         task_id="summary",
-        xcom_pull=lambda task_ids, key="return_value", **_: (
-            pulled.get(task_ids) if key == "return_value" else None
-        ),
+        xcom_pull=lambda task_ids, key="return_value", **_: pulled.get((task_ids, key)),
         xcom_push=lambda key, value: pushed.__setitem__(key, value),
         get_task_states=lambda **which: {
             "r": {**dict.fromkeys(which["task_ids"], "success"), "upload.run": upload}

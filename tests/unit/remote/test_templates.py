@@ -199,9 +199,7 @@ def test_every_program_of_every_template_runs_in_the_environment(
 
 def test_a_site_whose_packages_are_in_the_users_folder_may_say_so() -> None:
     job = SlurmJob(cluster="site", template="sft", directory="/shared/work/d/r/s")
-    site = Cluster(
-        **SITE | {"variables": {"PYTHONNOUSERSITE": ""}}, environment={"modules": ["python/3.12"]}
-    )
+    site = Cluster(**SITE | {"variables": {"PYTHONNOUSERSITE": ""}}, environment={"modules": ["python/3.12"]})
     text = render(job.resolve(site), "/shared/work/d/r/s/attempt-1")
     assert text.index("export PYTHONNOUSERSITE=1") < text.index("export PYTHONNOUSERSITE=''")
 

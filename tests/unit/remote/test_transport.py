@@ -171,7 +171,9 @@ def test_variables_that_steer_slurms_commands_reach_no_command_but_the_way_to_th
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     wrap = transport.CleanCommand("'c'", "", "mark")
     env = {"PATH": os.environ["PATH"], **FOREIGN, **KEPT}
-    done = subprocess.run(wrap.argv([sys.executable, "-c", program]), env=env, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        wrap.argv([sys.executable, "-c", program]), env=env, stdout=subprocess.PIPE, text=True
+    )
     seen = json.loads(wrap.output(Completed(0, done.stdout, "")).stdout)
     assert not set(FOREIGN) & set(seen)
     assert seen.items() >= KEPT.items()
@@ -188,7 +190,12 @@ async def test_an_airflow_on_the_login_node_runs_commands_in_the_environment_of_
 ) -> None:
     """As over SSH: a job gets the user's PATH, and not that of Airflow's virtual environment."""
     ambient = {"PATH": f"/airflow-env/bin:{os.environ['PATH']}", "VIRTUAL_ENV": "/airflow-env"}
-    ambient |= {"PYTHONPATH": "/airflow", "LD_PRELOAD": "", "HF_TOKEN": "secret", "SLURM_CONF": "/etc/slurm.conf"}
+    ambient |= {
+        "PYTHONPATH": "/airflow",
+        "LD_PRELOAD": "",
+        "HF_TOKEN": "secret",
+        "SLURM_CONF": "/etc/slurm.conf",
+    }
     for name, value in (ambient | FOREIGN).items():
         monkeypatch.setenv(name, value)
     (tmp_path / ".profile").write_text("echo hello\nexport PATH=$HOME/bin:$PATH SITE=1\n")

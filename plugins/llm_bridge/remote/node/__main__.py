@@ -16,6 +16,7 @@ PROGRAMS = {
     "merge": "stages.merge",
     "evaluate": "stages.evaluate",
     "evaluate-generate": "evaluate.generate",
+    "evaluate-score": "evaluate.score_calls",
     "upload": "hub.upload",
     "preflight": "preflight.run",
     "preflight-tensors": "preflight.tensors",

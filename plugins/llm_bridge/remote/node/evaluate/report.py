@@ -32,6 +32,10 @@ def table(evaluation: dict[str, Any]) -> list[str]:
             f"  {name:<8} {found['score']:.4f}  [{low:.4f}, {high:.4f}]  {found['length_mean']:.0f} tokens per answer, "
             f"{found['cut_share']:.1%} cut"
         )
+        if late := found.get("reward_timeouts"):
+            lines.append(
+                f"           {late} answers count as 0: the reward did not end within its time limit"
+            )
     for name, found in evaluation["differences"].items():
         low, high = found["interval"]
         lines.append(f"  {name:<8} {found['mean']:+.4f}  [{low:+.4f}, {high:+.4f}]")

@@ -35,12 +35,12 @@ def make_card(repo_id: str, run: dict[str, Any], *, is_adapter: bool) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    evaluation = _result(run.get("evaluation")).get("evaluation") or {}
+    evaluation = evaluation_of(run)
     data = _data(run)
     base = run["base_model"]
     names = {name for entry in data for name in entry["sources"]}
     sources = sorted(name for name in names if _HUB_ID.fullmatch(name))
-    # remote/node/evaluate/published.py finds the score by metric, hash and conditions again.
+    # remote/node/hub/published.py finds the score by metric, hash and conditions again.
     results = [
         EvalResult(
             task_type="text-generation",
@@ -53,7 +53,7 @@ def make_card(repo_id: str, run: dict[str, Any], *, is_adapter: bool) -> str:
             metric_value=score["score"],
             metric_config=evaluation.get("conditions"),
         )
-        for score in [_published(evaluation)]
+        for score in [evaluated(evaluation)]
         if score
     ]
     card = ModelCardData(
@@ -127,8 +127,29 @@ def score(run: dict[str, Any]) -> float | None:
     Args:
         run: As for :func:`make_card`.
     """
-    found = _published(_result(run.get("evaluation")).get("evaluation") or {})
+    found = evaluated(evaluation_of(run))
     return found["score"] if found else None
+
+
+def evaluation_of(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the evaluation of the run; an empty one where it has none.
+
+    Args:
+        run: As for :func:`make_card`.
+    """
+    found: dict[str, Any] = _result(run.get("evaluation")).get("evaluation") or {}
+    return found
+
+
+def evaluated(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the published model's part of an evaluation; None where it was not evaluated.
+
+    Args:
+        evaluation: Result of :func:`evaluation_of`.
+    """
+    models = evaluation.get("models") or {}
+    found: dict[str, Any] | None = models.get("rl") or models.get("sft")
+    return found
 
 
 def is_generated(text: str) -> bool:
@@ -223,12 +244,6 @@ def _gpu_hours(attempt: Path, gpus: int) -> float | None:
 def _evaluated(data: list[dict[str, Any]]) -> str:
     """Return the source of the data whose held-out rows are evaluated: those of the last training stage."""
     return str(data[-1]["source"]) if data else "unknown"
-
-
-def _published(evaluation: dict[str, Any]) -> dict[str, Any] | None:
-    models = evaluation.get("models") or {}
-    found: dict[str, Any] | None = models.get("rl") or models.get("sft")
-    return found
 
 
 def _scores(evaluation: dict[str, Any]) -> str:

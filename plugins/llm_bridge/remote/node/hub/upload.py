@@ -27,7 +27,7 @@ from typing import Any
 
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.common.job_io import JobError, write_json
-from llm_bridge.remote.node.hub import model_card
+from llm_bridge.remote.node.hub import model_card, published
 from llm_bridge.remote.node.hub.loadable import ADAPTER_CONFIG, check_loads
 from llm_bridge.remote.node.hub.model_folder import (
     FolderContent,
@@ -92,6 +92,8 @@ class Settings:
         card: Facts of the training for the model card; None for no card. From settings.json only.
         tags: Tags that will point to the commit. From settings.json only.
         keep_published: Number of newest nightly tags to keep; None for all. From settings.json only.
+        better_than_published: True to upload only a model that is certainly better than the one on the Hub at that
+            time; needs ``card``. From settings.json only.
         hf_token: The token itself; from the command line only.
     """
 
@@ -108,7 +110,12 @@ class Settings:
     card: dict[str, Any] | None = None
     tags: list[str] | None = None
     keep_published: int | None = None
+    better_than_published: bool = False
     hf_token: str | None = None
+
+
+class NotPublished(Exception):
+    """The model on the Hub is as good or better; the text says so. It is no failure."""
 
 
 def parse_arguments(argv: list[str]) -> Settings:
@@ -165,7 +172,7 @@ def read_settings(path: Path) -> Settings:
     """
     texts = ("model_dir", "repo_id", "revision", "token_file", "result", "endpoint", "commit_message")
     types = {**dict.fromkeys(texts, str), "private": bool, "delete_token_file": bool, "pull_request": bool}
-    types |= {"card": dict, "tags": list, "keep_published": int}
+    types |= {"card": dict, "tags": list, "keep_published": int, "better_than_published": bool}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -377,6 +384,7 @@ def upload(api: Any, settings: Settings, files: list[LocalFile], step: Step) -> 
         head, changed, found = compare()
         if found:
             return found
+        check_is_better(api, settings, head)
         made = api.create_commit(
             repo_id,
             [file.operation for file in changed],
@@ -387,14 +395,40 @@ def upload(api: Any, settings: Settings, files: list[LocalFile], step: Step) -> 
         )
         return Uploaded(made.oid, is_new=True, pull_request=made.pr_url)
 
-    _, changed, found = step("Comparing with the Hub", compare)
+    head, changed, found = step("Comparing with the Hub", compare)
     if found:
         present: Uploaded = found
         return present
+    step("Comparing with the published model", lambda: check_is_better(api, settings, head))
     with progress_lines("Uploading", changed) as progress:
         send_large(api, repo_id, changed, progress, step, revision=revision, create_pr=create_pr)
         uploaded: Uploaded = step("Committing", commit)
     return uploaded
+
+
+def check_is_better(api: Any, settings: Settings, head: str) -> None:
+    """Compare the model with the one that is on the Hub now: another run may have published it since the evaluation.
+
+    Args:
+        api: An ``HfApi`` with the token.
+        settings: Settings of the upload.
+        head: Commit of the Hub to compare with.
+
+    Raises:
+        NotPublished: The model is not certainly better.
+    """
+    if not settings.better_than_published:
+        return
+    evaluation = model_card.evaluation_of(settings.card or {})
+    own = model_card.evaluated(evaluation)
+    if not own:
+        raise NotPublished("not published because the model was not evaluated")
+    metric, data_hash = str(evaluation["metric"]), str(evaluation["data"]["hash"])
+    now = published.at(api, settings.repo_id, head, metric, data_hash, evaluation.get("conditions"))
+    holds, text = published.compare("model", own, now)
+    if not holds:
+        raise NotPublished(f"not published because {text}")
+    print(text)
 
 
 def load(model_dir: Path) -> None:
@@ -580,6 +614,13 @@ def main(argv: list[str] | None = None) -> int:
         if token is None:
             token, source = default_token()
         run(settings, content, token, source)
+        return 0
+    except NotPublished as refusal:
+        print(refusal)
+        if settings.result:
+            # Without its manifest the stage is not finished: a cleared task compares again.
+            settings.result.with_name(attempt_dir.STAGE_MANIFEST).unlink(missing_ok=True)
+            write_json(settings.result, {"repo_id": settings.repo_id, "not_published": str(refusal)})
         return 0
     except Exception as error:
         known = error if isinstance(error, UploadError) else as_upload_error(error, endpoint)

@@ -23,7 +23,7 @@ def run(wanted: dict[str, Any], node: str, shared: Path) -> tuple[list[str], lis
     """Run all checks on this node.
 
     Args:
-        wanted: The settings' ``preflight``: gpus_per_node, device, ray (True if the job starts a Ray cluster), temp_dir,
+        wanted: The settings' ``preflight``: gpus_per_node, device, ray (True if the job starts Ray), temp_dir,
             min_free_gib, max_clock_skew_seconds.
         node: This node's name in Slurm.
         shared: A directory on the shared file system.

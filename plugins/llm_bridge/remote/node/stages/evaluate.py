@@ -10,8 +10,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,8 +30,8 @@ from llm_bridge.remote.node.common.job_io import (
     run,
     write_json,
 )
-from llm_bridge.remote.node.evaluate import generate, published, report, rows, scores, statistics
-from llm_bridge.remote.node.hub import loadable
+from llm_bridge.remote.node.evaluate import generate, report, rows, scores, statistics
+from llm_bridge.remote.node.hub import loadable, published
 from llm_bridge.remote.node.verl import tracking
 
 PROGRAM = "evaluate-generate"
@@ -55,7 +57,6 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     folder = attempt()
     test_file, seed, decoding = Path(settings["test_file"]), settings["seed"], settings["decoding"]
     check_models(settings["models"])
-    compute_score = scores.load(settings["reward"], folder)
     data = {"path": str(test_file), "hash": data_hash(test_file)}
     metric = scores.metric_name(settings["reward"])
     conditions = conditions_hash(settings)
@@ -63,15 +64,18 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     if settings["published"]:  # before the GPUs work for hours
         before["published"] = published.score(settings["published"], metric, data["hash"], conditions)
     used, prompts = rows.with_prompts(settings)
+    scorer = scores.Scorer(settings["reward"], folder)
     engine = generate.engine_for(settings["device"])
     log_line(f"{len(used)} rows of {test_file}, {settings['samples']} answer(s) each, engine {engine}")
     answers: dict[str, list[list[generate.Answer]]] = {}
     points: dict[str, list[list[float]]] = {}
-    for name, model in settings["models"].items():
-        answers[name] = _answers(name, model, settings, prompts, engine, folder)
-        texts = [[answer.text for answer in some] for some in answers[name]]
-        points[name] = scores.score(compute_score, used, texts, folder)
-        log_line(f"{name}: mean score {fmean(map(fmean, points[name])):.4f}")
+    timeouts: dict[str, int] = {}
+    with scorer:
+        for name, model in settings["models"].items():
+            answers[name] = _answers(name, model, settings, prompts, engine, folder)
+            texts = [[answer.text for answer in some] for some in answers[name]]
+            points[name], timeouts[name] = scorer.score(used, texts)
+            log_line(f"{name}: mean score {fmean(map(fmean, points[name])):.4f}")
     evaluation = {
         "metric": metric,
         "rows": len(used),
@@ -79,7 +83,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         "decoding": {**decoding, "samples": settings["samples"], "engine": engine},
         "data": data,
         "conditions": conditions,
-        **summarize(settings["models"], answers, points, seed),
+        **summarize(settings["models"], answers, points, timeouts, seed),
         "samples": side_by_side(used, answers, points),
         "harness": harness(settings, folder),
         **before,
@@ -100,6 +104,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         for i, row in enumerate(used)
     ]
     write_json(Path(settings["answers_file"]), {"evaluation": evaluation, "rows": everything})
+    # Made anew the next time, which somebody has asked for then.
+    shutil.rmtree(_finished(settings), ignore_errors=True)
     for line in report.table(evaluation):
         log_line(line)
     _report_to_wandb(settings, evaluation)
@@ -144,26 +150,34 @@ def check_models(models: dict[str, str]) -> None:
             )
 
 
+def _finished(settings: Settings) -> Path:
+    """Return the folder of the answers that earlier attempts have finished."""
+    return Path(settings["answers_file"]).with_name(attempt_dir.EVALUATION_FINISHED)
+
+
 def _answers(
     name: str, model: str, settings: Settings, prompts: list[list[int]], engine: str, directory: Path
 ) -> list[list[generate.Answer]]:
-    """Generate with one model, in a process of its own."""
+    """Generate with one model, in a process of its own, unless an earlier attempt has."""
     folder = directory / attempt_dir.EVALUATION
     folder.mkdir(exist_ok=True)
     given, made = folder / f"{name}.json", folder / f"{name}-answers.json"
-    write_json(
-        given,
-        {
-            "model": model,
-            "adapter_base": settings["tokenizer"] if is_adapter(model) else None,
-            "prompts": prompts,
-            "engine": engine,
-            "answers": str(made),
-            **settings["decoding"],
-            **{key: settings[key] for key in ("tokenizer", "trust_remote_code", "samples")},
-            **{key: settings[key] for key in ("seed", "device", "gpus")},
-        },
-    )
+    wanted = {
+        "model": model,
+        "adapter_base": settings["tokenizer"] if is_adapter(model) else None,
+        "prompts": prompts,
+        "engine": engine,
+        **settings["decoding"],
+        **{key: settings[key] for key in ("tokenizer", "trust_remote_code", "samples")},
+        **{key: settings[key] for key in ("seed", "device", "gpus")},
+    }
+    kept = _finished(settings) / f"{name}.json"
+    wanted_id = answers_id(wanted)
+    earlier = read_json(kept)
+    if isinstance(earlier, dict) and earlier.get("id") == wanted_id:
+        log_line(f"the answers of the {name} model {model} are those of an earlier attempt ({kept})")
+        return [[generate.Answer(*answer) for answer in some] for some in earlier["answers"]]
+    write_json(given, {**wanted, "answers": str(made)})
     log_line(f"generating with the {name} model {model}")
     ended = subprocess.run(programs.command(PROGRAM, str(given)), env={"HF_HUB_OFFLINE": "1", **os.environ})
     if ended.returncode:
@@ -176,13 +190,34 @@ def _answers(
             f"the {name} model {model} gave no answers: {engine} ended with exit code {ended.returncode} (its output "
             f"is above){killed}"
         )
-    return [[generate.Answer(*answer) for answer in some] for some in read_json(made)]
+    found = read_json(made)
+    kept.parent.mkdir(exist_ok=True)
+    write_json(kept, {"id": wanted_id, "answers": found})
+    return [[generate.Answer(*answer) for answer in some] for some in found]
+
+
+def answers_id(wanted: Settings) -> str:
+    """Return a hash of what decides a model's answers: the settings, the engine's version, and the model's files.
+
+    Args:
+        wanted: Settings of ``remote/node/evaluate/generate.py``.
+    """
+    folders = [Path(folder) for folder in (wanted["model"], wanted["adapter_base"]) if folder]
+    files = [
+        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for folder in folders
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    ]
+    text = json.dumps([wanted, metadata.version(wanted["engine"]), files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def summarize(
     models: dict[str, str],
     answers: dict[str, list[list[generate.Answer]]],
     points: dict[str, list[list[float]]],
+    timeouts: dict[str, int],
     seed: int,
 ) -> dict[str, Any]:
     """Return ``models`` and ``differences`` of an evaluation.
@@ -191,6 +226,7 @@ def summarize(
         models: Name -> directory, in the order base, sft, rl.
         answers: Name -> the answers to each prompt.
         points: Name -> their scores.
+        timeouts: Name -> number of answers that count as 0 because the reward did not end.
         seed: The evaluation's.
     """
     found: dict[str, Any] = {}
@@ -206,6 +242,7 @@ def summarize(
             "tokens": tokens,
             "length_mean": tokens / len(flat),
             "cut_share": sum(answer.cut for answer in flat) / len(flat),
+            **({"reward_timeouts": timeouts[name]} if timeouts.get(name) else {}),
         }
     differences = {}
     for left, right in (("rl", "base"), ("rl", "sft"), ("sft", "base")):

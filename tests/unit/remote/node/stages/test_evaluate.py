@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def summary(models: dict[str, str] = MODELS) -> dict[str, Any]:
         "sft": [[1.0, 0.0], [0.0, 1.0]],
         "rl": [[1.0, 1.0], [1.0, 1.0]],
     }
-    return evaluate.summarize(models, {name: answers() for name in models}, points, seed=0)
+    return evaluate.summarize(models, {name: answers() for name in models}, points, {}, seed=0)
 
 
 def test_a_model_has_score_interval_tokens_length_and_share_of_cut_answers() -> None:
@@ -46,6 +47,52 @@ def test_a_model_has_score_interval_tokens_length_and_share_of_cut_answers() -> 
         "cut_share": 0.25,
     }
     assert made["base"]["score"] == 0.25 and made["base"]["interval"] == [0.0, 0.5]
+
+
+def test_answers_that_the_reward_never_scored_are_counted() -> None:
+    made = evaluate.summarize(
+        {"base": "/m"}, {"base": answers()}, {"base": [[0.0, 0.0]] * 2}, {"base": 3}, seed=0
+    )
+    assert made["models"]["base"]["reward_timeouts"] == 3
+    lines = report.table({"metric": "gsm8k", "rows": 2, **made})
+    assert lines[2].strip() == "3 answers count as 0: the reward did not end within its time limit"
+
+
+def test_answers_of_a_model_are_kept_for_the_next_attempt_and_only_for_the_same_model_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    settings = {"answers_file": str(tmp_path / "stage" / "evaluation.json"), "tokenizer": str(model)}
+    settings |= {"decoding": {"temperature": 0.0}, "trust_remote_code": False, "samples": 1, "seed": 0}
+    settings |= {"device": "cpu", "gpus": 0}
+    runs: list[Path] = []
+
+    def generating(
+        argv: list[str], **_: Any
+    ) -> SimpleNamespace:  # the model itself: tests/verl/test_evaluate.py
+        given = json.loads(Path(argv[-1]).read_text())
+        runs.append(Path(argv[-1]))
+        Path(given["answers"]).write_text(json.dumps([[["text", 1, False]]]))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(evaluate.subprocess, "run", generating)
+    monkeypatch.setattr(evaluate.metadata, "version", lambda name: "1")
+
+    def made(number: int, **changes: Any) -> Any:
+        attempt = tmp_path / "stage" / f"attempt-{number}"
+        attempt.mkdir(parents=True)
+        return evaluate._answers("sft", str(model), settings | changes, [[1, 2]], "transformers", attempt)
+
+    assert made(1) == made(2) == [[Answer("text", 1, False)]] and len(runs) == 1
+    made(3, seed=1)
+    assert len(runs) == 2
+    made(4, seed=1)
+    assert len(runs) == 2
+    (model / "config.json").write_text('{"other": 1}')
+    made(5, seed=1)
+    assert len(runs) == 3
 
 
 def test_models_are_compared_pair_by_pair() -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, errors
 
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.common.job_io import JobError
-from llm_bridge.remote.node.evaluate import published
+from llm_bridge.remote.node.hub import published
 from llm_bridge.remote.node.hub.model_card import make_card
 
 
@@ -109,6 +109,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, error: Exception) -> dict[str, Any]:
 
 def test_only_a_repository_that_is_not_there_has_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked(monkeypatch, answered(404, errors.RepositoryNotFoundError))["exists"] is False
+    files = [".gitattributes"]
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, **__: files)
+    empty = asked(monkeypatch, answered(404, errors.RemoteEntryNotFoundError))
+    assert empty == {"exists": False, "score": None, "note": "a/b is empty"}
+    files += ["model.safetensors"]
     without_card = asked(monkeypatch, answered(404, errors.RemoteEntryNotFoundError))
     assert (without_card["exists"], without_card["score"]) == (True, None)
     assert without_card["note"].startswith("a/b has no model card. Set publish")
