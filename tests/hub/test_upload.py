@@ -147,7 +147,8 @@ def with_card(
 ) -> list[object]:
     """Settings with a model card and tags, as the pipeline writes them."""
     card = {"recipe": "r", "run": "run 1", "base_model": "meta/llama", "base_model_dir": "/nowhere"}
-    card |= {"data": {}, "jobs": [], "evaluation": str(evaluation) if evaluation else None}
+    jobs = [{"name": "sft", "directory": str(tmp_path / "sft"), "gpus": 1}]
+    card |= {"data": {}, "jobs": jobs, "evaluation": str(evaluation) if evaluation else None}
     values = {"model_dir": str(model_dir), "repo_id": repo, "result": str(tmp_path / "result.json")}
     (tmp_path / "settings.json").write_text(json.dumps({**values, "card": card, **more}))
     return ["--settings", tmp_path / "settings.json"]
@@ -156,6 +157,11 @@ def with_card(
 def test_model_and_card_arrive_in_one_commit_to_which_the_tags_point(
     hub, api, run_upload, small_model_dir, repo, tmp_path
 ):
+    (tmp_path / "sft" / "attempt-1").mkdir(parents=True)
+    metrics = "".join(
+        json.dumps({"step": step, "time": step, "data": {"train/loss": 1 / step}}) + "\n" for step in (1, 2)
+    )
+    (tmp_path / "sft" / "attempt-1" / attempt_dir.METRICS).write_text(metrics)
     for tag in ("nightly-2026-11-01", "nightly-2026-11-02"):
         tags = [tag, "latest-good"]
         settings = with_card(small_model_dir, repo, tmp_path, tags=tags, keep_published=1)
@@ -167,7 +173,8 @@ def test_model_and_card_arrive_in_one_commit_to_which_the_tags_point(
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
     assert tags == {"nightly-2026-11-02": head, "latest-good": head}
     card = Path(api.hf_hub_download(repo, "README.md", cache_dir=tmp_path / "cache")).read_text()
-    assert "base_model: meta/llama" in card
+    assert "base_model: meta/llama" in card and "![Curves of the training](training_curves.svg)" in card
+    assert "training_curves.svg" in api.list_repo_files(repo)
 
 
 def test_the_next_run_finds_the_score_of_the_published_model(

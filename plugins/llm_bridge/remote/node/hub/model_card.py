@@ -25,13 +25,14 @@ SOURCE = ".llm_bridge_source.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def make_card(repo_id: str, run: dict[str, Any], *, is_adapter: bool) -> str:
+def make_card(repo_id: str, run: dict[str, Any], *, is_adapter: bool, picture: str | None = None) -> str:
     """Return the text of the card.
 
     Args:
         repo_id: Repository on the Hub, ``OWNER/NAME``.
         run: Key ``card`` of the upload's settings (``pipeline/publication.py``).
         is_adapter: True for a LoRA adapter.
+        picture: File beside the card with the curves of the training; None for none.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -70,6 +71,7 @@ def make_card(repo_id: str, run: dict[str, Any], *, is_adapter: bool) -> str:
         run.get("description") or "",
         _origin(run, base, data),
         _jobs(run),
+        f"## Curves\n\n![Curves of the training]({picture})" if picture else "",
         _scores(evaluation),
         _loading(repo_id, base, is_adapter=is_adapter),
     ]

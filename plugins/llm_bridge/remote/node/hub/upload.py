@@ -27,7 +27,7 @@ from typing import Any
 
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.common.job_io import JobError, write_json
-from llm_bridge.remote.node.hub import model_card, published
+from llm_bridge.remote.node.hub import curves, model_card, published
 from llm_bridge.remote.node.hub.loadable import ADAPTER_CONFIG, check_loads
 from llm_bridge.remote.node.hub.model_folder import (
     FolderContent,
@@ -341,19 +341,18 @@ def prepare_repo(api: Any, settings: Settings) -> None:
         print(f"Created the branch {settings.revision}")
 
 
-def files_of(settings: Settings, content: FolderContent, card: Path | None) -> list[LocalFile]:
+def files_of(settings: Settings, content: FolderContent, made: list[Path]) -> list[LocalFile]:
     """Return the files to upload; they are not hashed yet.
 
     Args:
         settings: Settings of the upload.
         content: Content of the model folder.
-        card: A generated model card; None for none.
+        made: Result of :func:`write_card`.
     """
     from huggingface_hub import CommitOperationAdd
 
     chosen = {full.relative_to(settings.model_dir).as_posix(): full for full in content.kept}
-    if card:
-        chosen[model_card.CARD] = card
+    chosen |= {path.name: path for path in made}
     return [
         LocalFile(path, full, CommitOperationAdd(path_in_repo=path, path_or_fileobj=full))
         for path, full in chosen.items()
@@ -454,8 +453,8 @@ def load(model_dir: Path) -> None:
             ) from None
 
 
-def write_card(api: Any, settings: Settings, content: FolderContent, directory: Path) -> Path | None:
-    """Write the model card to commit; None where the folder or the Hub has one that a person wrote.
+def write_card(api: Any, settings: Settings, content: FolderContent, directory: Path) -> list[Path]:
+    """Write the model card to commit, and its picture; nothing where the folder or the Hub has a card of a person.
 
     Args:
         api: An ``HfApi`` with the token.
@@ -465,20 +464,24 @@ def write_card(api: Any, settings: Settings, content: FolderContent, directory: 
     """
     top = {full.name for full in content.kept if full.parent == settings.model_dir}
     if settings.card is None or model_card.CARD in top:
-        return None
+        return []
     if api.file_exists(settings.repo_id, model_card.CARD, revision=settings.revision):
         present = api.hf_hub_download(
             settings.repo_id, model_card.CARD, revision=settings.revision, local_dir=directory / "present"
         )
         if not model_card.is_generated(Path(present).read_text("utf-8", "replace")):
             print(f"The Hub has a {model_card.CARD} that llm-bridge did not make: it is left as it is")
-            return None
+            return []
     card = directory / model_card.CARD
     is_adapter = ADAPTER_CONFIG in top and "config.json" not in top
-    card.write_text(
-        model_card.make_card(settings.repo_id, settings.card, is_adapter=is_adapter), encoding="utf-8"
-    )
-    return card
+    made = [card]
+    if (drawn := curves.draw(settings.card["jobs"])) and curves.FILE not in top:
+        made.append(directory / curves.FILE)
+        made[-1].write_text(drawn, encoding="utf-8")
+    picture = made[-1].name if len(made) > 1 else None
+    text = model_card.make_card(settings.repo_id, settings.card, is_adapter=is_adapter, picture=picture)
+    card.write_text(text, encoding="utf-8")
+    return made
 
 
 def verify(api: Any, repo_id: str, commit: str, files: list[LocalFile]) -> None:
@@ -527,8 +530,8 @@ def run(settings: Settings, content: FolderContent, token: str, source: str) -> 
     step("Signing in", lambda: check_token(api, source, settings.repo_id))
     step("Creating the repository", lambda: prepare_repo(api, settings))
     with tempfile.TemporaryDirectory() as directory:
-        card = step("Reading the card", lambda: write_card(api, settings, content, Path(directory)))
-        files = files_of(settings, content, card)
+        made = step("Reading the card", lambda: write_card(api, settings, content, Path(directory)))
+        files = files_of(settings, content, made)
         for file in files:
             if file.path == model_card.CARD:
                 step("Checking the card", partial(model_card.check_metadata, file.full, api.endpoint))
