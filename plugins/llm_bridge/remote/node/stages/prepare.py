@@ -41,6 +41,10 @@ MARKER = ".llm_bridge_source.json"
 LOCK_SECONDS = 5
 # Between two log lines of a run that waits.
 REMIND_SECONDS = 600
+# Between a model's name and a hash, in the name of the directory of an unfinished download.
+UNFINISHED = ".unfinished."
+# Unfinished downloads of runs that have not written to them for this time are removed.
+ABANDONED_SECONDS = 7 * 24 * 3600
 
 
 def install(unfinished: Path, final: Path, source: dict[str, Any]) -> None:
@@ -191,6 +195,7 @@ def prepare_model(settings: Settings, skipped: list[str]) -> str:
         skipped.append("model")
         return source
     final = Path(settings["model_dir"])
+    remove_abandoned(final.parent)
     if is_prepared(final, {"source": source}):
         log_line(f"model: {final} exists already ({read_json(final / MARKER)}); to fetch it again, remove it")
         skipped.append("model")
@@ -216,7 +221,7 @@ def turn(final: Path) -> Iterator[None]:
     Args:
         final: The directory.
     """
-    path = final.with_name(f".{final.name}.lock")
+    path = _lock_of(final)
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:  # another user's file; the download reports a directory that cannot be written
@@ -228,6 +233,34 @@ def turn(final: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def _lock_of(final: Path) -> Path:
+    return final.with_name(f".{final.name}.lock")
+
+
+def remove_abandoned(models: Path) -> None:
+    """Remove unfinished downloads of all models that no run resumes: old ones, whose lock is free.
+
+    Args:
+        models: Directory with the models.
+    """
+    for unfinished in sorted(models.glob(f"*{UNFINISHED}*")):
+        lock = _lock_of(models / unfinished.name.partition(UNFINISHED)[0])
+        try:
+            age = time.time() - max(path.lstat().st_mtime for path in (unfinished, *unfinished.rglob("*")))
+            if age < ABANDONED_SECONDS:
+                continue
+            file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(unfinished)
+            finally:
+                os.close(file)
+        except OSError as error:  # in use, another user's, or no locks here: it costs only space
+            log_line(f"model: the unfinished download {unfinished} is left: {error.strerror}")
+        else:
+            log_line(f"model: removed {unfinished}, an unfinished download of {age / 86400:.0f} days ago")
 
 
 def _wait_for_lock(file: int, path: Path, final: Path) -> None:
@@ -252,7 +285,7 @@ def _download_model(source: str, final: Path) -> str:
     # A directory of this run's own, in which its next attempt resumes the download. huggingface_hub deletes a file that
     # a second process has just completed and downloads it again, so two runs must not share one.
     run = hashlib.sha256(str(attempt().parent.parent).encode()).hexdigest()[:8]
-    unfinished = final.with_name(f"{final.name}.unfinished.{run}")
+    unfinished = final.with_name(f"{final.name}{UNFINISHED}{run}")
     revision = download.download_model(source, unfinished, final)
     if problems := loadable.problems(unfinished):
         raise JobError(

@@ -235,3 +235,18 @@ def test_what_the_evaluation_cannot_do_is_known_before_the_training(
     log = capsys.readouterr().out
     assert "2 rows of /w/t (evaluate.rows: 500), prompts of at most 2 tokens" in log
     assert "so the evaluation will have no hellaswag" in log
+
+
+def test_unfinished_downloads_that_no_run_resumes_are_removed(tmp_path: Path) -> None:
+    folders = {name: tmp_path / f"{name}.unfinished.0a1b2c3d" for name in ("old", "locked", "written", "new")}
+    long_ago = time.time() - 8 * 24 * 3600
+    for name, folder in folders.items():
+        (folder / "part").mkdir(parents=True)
+        (folder / "part" / "x.incomplete").write_text("x")
+        if name != "new":
+            for path in (folder / "part" / "x.incomplete", folder / "part", folder):
+                os.utime(path, (long_ago, long_ago))
+    os.utime(folders["written"] / "part" / "x.incomplete")
+    with prepare.turn(tmp_path / "locked"):
+        prepare.remove_abandoned(tmp_path)
+    assert [name for name, folder in folders.items() if folder.exists()] == ["locked", "written", "new"]
