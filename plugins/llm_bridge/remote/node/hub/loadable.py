@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
@@ -184,7 +186,7 @@ def check_loads(model: Path) -> str:
         A line for the log: the parts that were loaded, or the reason why none was.
 
     Raises:
-        JobError: transformers cannot load a part.
+        JobError: transformers cannot load a part, and is not older than the one that saved the model.
     """
     for name in ("config.json", "tokenizer_config.json"):
         if (model / name).exists() and "auto_map" in json_object((model / name).read_bytes()):
@@ -195,16 +197,49 @@ def check_loads(model: Path) -> str:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
     except ImportError as error:
         return f"Not loaded: transformers cannot be imported here ({error})"
+    try:
+        parts = _loaded_parts(model, AutoConfig, AutoTokenizer, GenerationConfig)
+        return f"Loaded with transformers: {', '.join(parts)}"
+    except JobError as error:
+        # A worker may have another environment than the job that trained the model.
+        saved = saved_with(model)
+        if not saved or _release(saved) <= _release(here := metadata.version("transformers")):
+            raise
+        return (
+            f"WARNING: not loaded: transformers {saved} saved this model, and {here} in {sys.executable} cannot load "
+            f"it ({error}). An upload as a job (cluster=...) checks it in the environment that trained it"
+        )
+
+
+def saved_with(model: Path) -> str | None:
+    """Return the version of transformers that saved a model; None where its configuration does not say it.
+
+    Args:
+        model: Path of the model folder.
+    """
+    try:
+        found = json_object((model / "config.json").read_bytes()).get("transformers_version")
+    except (OSError, Corrupt):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _release(version: str) -> list[int]:
+    """Return the numbers of a version, without what follows them (``5.10.4.dev0``)."""
+    return [int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", version)[0])]
+
+
+def _loaded_parts(model: Path, config: Any, tokenizer: Any, generation: Any) -> list[str]:
     options = {"local_files_only": True, "trust_remote_code": False}
     loaded = []
     if (model / "config.json").exists():  # an adapter's is in its base model
-        _load(AutoConfig, "configuration", model, "model_dir", options)
+        _load(config, "configuration", model, "model_dir", options)
         loaded.append("configuration")
     if (model / GENERATION_CONFIG).exists():
-        _load(GenerationConfig, "generation configuration", model, "model_dir", {"local_files_only": True})
+        _load(generation, "generation configuration", model, "model_dir", {"local_files_only": True})
         loaded.append("generation configuration")
-    _checked(_load(AutoTokenizer, "tokenizer", model, "model_dir", options), model, "model_dir")
-    return f"Loaded with transformers: {', '.join([*loaded, 'tokenizer'])}"
+    _checked(_load(tokenizer, "tokenizer", model, "model_dir", options), model, "model_dir")
+    return [*loaded, "tokenizer"]
 
 
 def check_chat_template(tokenizer: Any, model: Path, setting: str, template: Optional[str]) -> None:

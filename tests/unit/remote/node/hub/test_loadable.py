@@ -208,6 +208,25 @@ def test_a_part_that_transformers_cannot_load_is_named(
         loadable.check_loads(folder)
 
 
+@pytest.mark.parametrize(
+    ("saved", "refused"), [("5.11.0", False), ("5.10.4", True), ("5.9", True), (None, True)]
+)
+def test_a_model_of_a_newer_transformers_than_the_workers_is_uploaded_with_a_warning(
+    saved: str | None, refused: bool, transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loadable.metadata, "version", lambda name: "5.10.4")
+    transformers.AutoConfig = refusing("model type qwen9 is not known")
+    folder = model(tmp_path / "m", "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen9", "transformers_version": saved}))
+    if refused:
+        with pytest.raises(JobError, match="cannot load the configuration"):
+            loadable.check_loads(folder)
+    else:
+        said = loadable.check_loads(folder)
+        assert "WARNING: not loaded: transformers 5.11.0 saved this model, and 5.10.4 in" in said
+        assert "qwen9 is not known" in said and "as a job (cluster=...)" in said
+
+
 def test_code_of_a_models_own_is_not_run_for_an_upload(transformers: Any, tmp_path: Path) -> None:
     transformers.AutoConfig = refusing("custom code")
     folder = model(tmp_path / "m", "model.safetensors")
