@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from llm_bridge.config.types import Count, FrozenModel, JobSize, matching
+from llm_bridge.config.types import Count, FrozenModel, Hours, JobSize, matching
 
 # Tasks go to lm_eval as one argument, separated by commas.
 HarnessTask = Annotated[
@@ -48,6 +48,12 @@ class Evaluation(JobSize):
     samples: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="answers to each prompt")
     decoding: Decoding = Decoding()
     harness: list[HarnessTask] = []
+    harness_chat_template: bool = Field(
+        default=False, description="questions of the harness in the chat template of each model"
+    )
+    harness_hours: Hours | None = Field(
+        default=None, description="time limit of the harness for each model; none when empty"
+    )
 
     @field_validator("nodes")
     @classmethod

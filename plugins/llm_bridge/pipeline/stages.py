@@ -216,6 +216,11 @@ def evaluate(plan: Plan) -> SlurmJob:
         "samples": wanted.samples,
         "decoding": {**wanted.decoding.model_dump(), "max_tokens": max_tokens or VERL_RESPONSE_LENGTH},
         "harness": wanted.harness,
+        **(
+            {"harness_chat_template": wanted.harness_chat_template, "harness_hours": wanted.harness_hours}
+            if wanted.harness
+            else {}
+        ),
         "device": cluster.device,
         "gpus": plan.gpus_per_node("evaluate", cluster),
         "published": recipe.hub.repo_id if publishes else None,

@@ -73,6 +73,7 @@ def make_card(repo_id: str, run: dict[str, Any], *, is_adapter: bool, picture: s
         _jobs(run),
         f"## Curves\n\n![Curves of the training]({picture})" if picture else "",
         _scores(evaluation),
+        _harness(evaluation),
         _loading(repo_id, base, is_adapter=is_adapter),
     ]
     text = "\n\n".join(part for part in parts if part)
@@ -263,6 +264,25 @@ def _scores(evaluation: dict[str, Any]) -> str:
     if content := (evaluation.get("data") or {}).get("hash"):
         about += f", data hash `{content}`"
     return f"## Evaluation\n\n{about}.\n\n" + "\n".join(lines)
+
+
+def _harness(evaluation: dict[str, Any]) -> str:
+    """Return the table of lm-evaluation-harness: a row for each task and metric, a column for each model."""
+    models = list(evaluation.get("models") or {})
+    rows = []
+    for task, found in (evaluation.get("harness") or {}).items():
+        results = {name: found[name] for name in models if isinstance(found.get(name), dict)}
+        metrics = dict.fromkeys(key for result in results.values() for key in result)
+        for metric in metrics:
+            values = [results.get(name, {}).get(metric) for name in models]
+            if "_stderr" in metric or not any(isinstance(value, (int, float)) for value in values):
+                continue
+            cells = [f"{value:.4f}" if isinstance(value, (int, float)) else "" for value in values]
+            rows.append(f"| {task} | {metric} | {' | '.join(cells)} |")
+    if not rows:
+        return ""
+    header = [f"| task | metric | {' | '.join(models)} |", f"|{'---|' * (2 + len(models))}"]
+    return "## lm-evaluation-harness\n\n" + "\n".join([*header, *rows])
 
 
 def _loading(repo_id: str, base: str, *, is_adapter: bool) -> str:

@@ -294,15 +294,23 @@ def harness(settings: Settings, directory: Path) -> dict[str, Any]:
         arguments = (
             f"pretrained={settings['tokenizer']},peft={model}" if is_adapter(model) else f"pretrained={model}"
         )
+        if settings["trust_remote_code"]:
+            arguments += ",trust_remote_code=True"
         command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", arguments]
         command += ["--tasks", ",".join(tasks), "--output_path", str(output), "--seed", str(settings["seed"])]
         command += ["--batch_size", "auto", "--device", settings["device"]]
+        if settings["harness_chat_template"]:
+            command.append("--apply_chat_template")
         log_line(f"lm_eval with the {name} model: {', '.join(tasks)}")
-        code = subprocess.run(command).returncode
+        hours = settings["harness_hours"]
+        try:
+            ended = f"exit code {subprocess.run(command, timeout=hours and hours * 3600).returncode}"
+        except subprocess.TimeoutExpired:
+            ended = f"ended after {hours:g} hours, evaluate.harness_hours"
         results = harness_results(output)
         for task in tasks:
             found[task][name] = results.get(
-                task, {"error": f"lm_eval wrote no result (exit code {code}; its output is in the log)"}
+                task, {"error": f"lm_eval wrote no result ({ended}; its output is in the log)"}
             )
     return found
 

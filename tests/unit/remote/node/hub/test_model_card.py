@@ -52,6 +52,24 @@ def run(tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_the_card_has_the_results_of_the_harness(run: dict[str, Any]) -> None:
+    assert "lm-evaluation-harness" not in make_card("me/model", run, is_adapter=False)
+    result = Path(run["evaluation"], "attempt-1", attempt_dir.RESULT)
+    written = json.loads(result.read_text())
+    written["evaluation"]["harness"] = {
+        "hellaswag": {
+            "base": {"alias": "hellaswag", "acc,none": 0.25, "acc_stderr,none": 0.01},
+            "rl": {"error": "lm_eval wrote no result"},
+        },
+        "mmlu": {"error": "lm_eval is not installed"},
+    }
+    put(result, written)
+    assert (
+        "| task | metric | base | rl |\n|---|---|---|---|\n| hellaswag | acc,none | 0.2500 |  |\n\n"
+        in make_card("me/model", run, is_adapter=False)
+    )
+
+
 def test_the_card_has_the_hubs_metadata_with_the_evaluation_as_a_result(run: dict[str, Any]) -> None:
     data = ModelCard(make_card("me/model", run, is_adapter=False)).data
     assert (data.base_model, data.datasets, data.library_name) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +160,31 @@ def test_a_harness_that_is_not_installed_is_a_result_and_no_failure(
     made = evaluate.harness({"harness": ["hellaswag"], "models": MODELS}, tmp_path)
     assert "lm_eval is not installed in" in made["hellaswag"]["error"]
     assert evaluate.harness({"harness": []}, tmp_path) == {}
+
+
+def test_the_harness_has_the_options_of_the_recipe_and_ends_at_its_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm_eval itself is a stand-in: it is not among the pins of the environment."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], timeout: float | None) -> None:
+        commands.append(command)
+        assert timeout == 1800
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(evaluate.subprocess, "run", run)
+    settings = {
+        "harness": ["hellaswag"],
+        "models": {"base": "/m"},
+        "tokenizer": "/m",
+        "trust_remote_code": True,
+    }
+    settings |= {"seed": 0, "device": "cpu", "harness_chat_template": True, "harness_hours": 0.5}
+    made = evaluate.harness(settings, tmp_path)
+    assert "ended after 0.5 hours, evaluate.harness_hours" in made["hellaswag"]["base"]["error"]
+    assert "pretrained=/m,trust_remote_code=True" in commands[0] and "--apply_chat_template" in commands[0]
 
 
 def test_the_newest_results_of_the_harness_count(tmp_path: Path) -> None:
