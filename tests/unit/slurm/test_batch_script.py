@@ -193,6 +193,15 @@ def test_a_sites_script_may_fail_change_directory_and_set_slurms_variables(tmp_p
     assert '"exit_code": 0' in (tmp_path / attempt_dir.OUTCOME).read_text()
 
 
+def test_the_home_of_another_python_in_the_login_environment_does_not_reach_the_environments(
+    tmp_path: Path,
+) -> None:
+    home = {"PYTHONHOME": "/opt/old-python"}
+    done = run(tmp_path, "#!/bin/bash\nenv\n", home, **modules(tmp_path, "cuda"))
+    assert done.returncode == 0 and "PYTHONHOME" not in done.stdout
+    assert "PYTHONHOME=/opt/old-python" in run(tmp_path / "none", "#!/bin/bash\nenv\n", home).stdout
+
+
 def test_a_module_that_is_missing_is_named_with_its_key_and_node(tmp_path: Path) -> None:
     done = run(tmp_path, **modules(tmp_path, "gcc", "bad/1.2"))
     assert done.returncode == 1

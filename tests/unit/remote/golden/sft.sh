@@ -198,6 +198,8 @@ environment_error() {
 trap - ERR
 set +eu
 slurm_variables=$(declare -p ${!SLURM_@})
+# Of the login environment: with it no other Python than its own starts.
+unset PYTHONHOME
 if [ ! -r /etc/profile.d/modules.sh ]; then environment_error module_init '/etc/profile.d/modules.sh cannot be read'; fi
 site_script=/etc/profile.d/modules.sh
 source /etc/profile.d/modules.sh
