@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -92,11 +92,12 @@ class SlurmDefaults(FrozenModel):
     time_limit: TimeLimit | None = None
     # Any other sbatch option, without the leading dashes; an empty value makes it a flag.
     options: dict[OptionName, OptionValue | None] = {}
+    in_cluster_file: ClassVar[bool] = True
 
     @field_validator("options")
     @classmethod
     def _not_refused(cls, value: dict[str, str | None]) -> dict[str, str | None]:
-        if refused := sbatch_options.refusals(list(value)):
+        if refused := sbatch_options.refusals(list(value), in_cluster_file=cls.in_cluster_file):
             raise ValueError(f"{'; '.join(refused)}: remove it")
         fields = {name.replace("_", "-") for name in cls.model_fields} | {"time", "nodes"}
         if own := sorted(fields & set(value)):

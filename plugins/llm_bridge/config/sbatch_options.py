@@ -31,6 +31,10 @@ REFUSED_IN_SCRIPT = {
     "exclude": "it would replace the nodes that llm-bridge excludes after a failure; use exclude of the task's "
     "resources or of the cluster file",
 }
+# Of all jobs, those of trainings among them; a job of one's own may set it.
+REFUSED_IN_CLUSTER_FILE = {
+    "signal": "it would replace the signal with which Slurm lets a training save its last step before the time limit",
+}
 _SHORT = {
     **{
         "a": "array",
@@ -48,14 +52,16 @@ _SHORT_FLAGS = "hHkIOQsuvVW"
 _HETEROGENEOUS = re.compile(r"#SBATCH\s+(hetjob|packjob)\b")
 
 
-def refusals(options: list[str], *, in_script: bool = False) -> list[str]:
+def refusals(options: list[str], *, in_script: bool = False, in_cluster_file: bool = False) -> list[str]:
     """Return the reasons why options are refused, as ``OPTION: reason``.
 
     Args:
         options: Long options without dashes.
         in_script: They are from a script's ``#SBATCH`` lines.
+        in_cluster_file: They are from a cluster file, and apply to all jobs.
     """
     table = REFUSED | (REFUSED_IN_SCRIPT if in_script else {})
+    table |= REFUSED_IN_CLUSTER_FILE if in_cluster_file else {}
     return [f"{name}: {table[name]}" for name in table if any(_means(given, name) for given in options)]
 
 

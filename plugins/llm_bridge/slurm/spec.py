@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import field_validator, model_validator
 
@@ -23,6 +23,7 @@ class Resources(SlurmDefaults):
     None means the value of the cluster file and, if that has none, Slurm's default.
     """
 
+    in_cluster_file: ClassVar[bool] = False
     nodes: Count = 1
     gpus_per_node: int = 0
     ntasks_per_node: Count = 1

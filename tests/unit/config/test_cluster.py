@@ -8,6 +8,7 @@ import pytest
 
 from llm_bridge.config.loader import load_cluster
 from llm_bridge.exceptions import ConfigError
+from llm_bridge.slurm.spec import Resources
 
 
 def write(include: Path, name: str, text: str) -> None:
@@ -37,6 +38,17 @@ def test_a_partition_that_would_need_quoting_is_refused(include: Path, value: st
     write(include, "clusters/mine.yaml", MINIMAL + yaml.safe_dump({"partition": value}))
     with pytest.raises(ConfigError, match="partition"):
         load_cluster("mine")
+
+
+@pytest.mark.parametrize("where", ["", "stages: {sft: {PLACE}}"])
+def test_the_signal_before_the_time_limit_is_not_replaced_for_all_jobs(include: Path, where: str) -> None:
+    """Without it a training ends without saving its last step."""
+    options = "options: {signal: USR1@10}"
+    text = where.replace("PLACE", options) if where else options
+    (include / "clusters" / "c.yaml").write_text(f"ssh_conn_id: s\nworkspace: /w\ngpus_per_node: 8\n{text}\n")
+    with pytest.raises(ConfigError, match="options: signal: it would replace the signal"):
+        load_cluster("c")
+    assert Resources(options={"signal": "USR1@10"}).options
 
 
 def test_two_ways_into_the_environment_are_refused(include: Path) -> None:
