@@ -93,6 +93,12 @@ def test_only_a_comparison_with_the_published_model_asks_the_hub(plan: Any, incl
     job = stages.evaluate(plan(evaluate={}, publish={"better_than": "published"}))
     assert job.settings["published"] == "demo/tiny-llama-gsm8k" and job.secrets == {"hub": "hub"}
     assert stages.evaluate(plan(evaluate={}, publish={"better_than": "base"})).secrets == {}
+    uploads = [
+        stages.upload(plan(evaluate={}, publish={"better_than": name})) for name in ("published", "base")
+    ]
+    assert [job.settings.get("better_than_published") for job in uploads] == [True, None], (
+        "again at the commit"
+    )
 
 
 def test_the_options_of_the_chat_template_are_those_of_the_training(plan: Any) -> None:
