@@ -193,6 +193,20 @@ def test_clearing_a_finished_run_runs_nothing_again_and_says_so(stack: Any, full
     assert api.xcom(DAG, full_run, "summary", "summary")["model"] == model
 
 
+def test_the_run_page_has_attempts_and_curves_also_of_a_run_that_was_cleared(
+    stack: Any, full_run: str
+) -> None:
+    page = f"/llm-bridge/api/runs/{DAG}/{full_run}"
+    run = stack.api.ask("GET", page)
+    tasks = [attempt["task"] for attempt in run["attempts"]]
+    assert set(tasks) >= {"prepare.run", "sft.train", "ppo.ray_up", "ppo.wait", "merge.run", "upload.run"}
+    assert all(attempt["started"] and attempt["ended"] for attempt in run["attempts"]), run["attempts"]
+    assert run["gpu_hours"] > 0 and run["evaluation"]["models"] and run["data"]["sft"]["sample"]
+    curves = {(c["task"], c["name"]): c for c in stack.api.ask("GET", f"{page}/curves")["curves"]}
+    assert len(curves["sft.train", "train/loss"]["x"]) > 1
+    assert curves["ppo.wait", "critic/score/mean"]["y"]
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "shell": ({"base_model": "$(touch /tmp/pwned)/x"}, "base_model"),
     "model": ({"base_model": "/no/such/model"}, "/no/such/model cannot be read"),

@@ -99,6 +99,11 @@ class LogRelay:
             "truncated": self._again,
         }
 
+    @property
+    def progress(self) -> dict[str, float]:
+        """Newest step of a training; see :class:`~llm_bridge.monitoring.progress.Progress`."""
+        return self._progress.latest
+
     def holds(self, current: dict[str, Any] | None) -> bool:
         """Return whether this relay still holds the lease: no other follower has taken it.
 

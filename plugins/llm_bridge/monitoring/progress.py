@@ -27,9 +27,14 @@ STEPS_IN_MEAN = 10
 
 
 class Progress:
-    """Reader of one training's output, line by line."""
+    """Reader of one training's output, line by line.
+
+    Attributes:
+        latest: ``step`` and, where known, ``total``, ``step_seconds`` and ``left_seconds`` of the newest step.
+    """
 
     def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
         self._total = 0
         self._seconds: deque[float] = deque(maxlen=STEPS_IN_MEAN)
 
@@ -45,6 +50,7 @@ class Progress:
             return None
         step, values = int(found.group(1)), dict(_NUMBER.findall(found.group(2)))
         parts = [f"step {step} of {self._total}" if self._total >= step else f"step {step}"]
+        self.latest = {"step": step, **({"total": self._total} if self._total >= step else {})}
         for name, keys in METRICS.items():
             if value := next((values[key] for key in keys if key in values), None):
                 parts.append(f"{name} {float(value):.4g}")
@@ -54,7 +60,9 @@ class Progress:
             self._seconds.append(seconds)
             mean = sum(self._seconds) / len(self._seconds)
             parts.append(f"{seconds:.1f} s/step")
+            self.latest["step_seconds"] = round(seconds, 2)
             if self._total > step:
+                self.latest["left_seconds"] = round(mean * (self._total - step), 1)
                 parts.append(f"about {duration(mean * (self._total - step))} left")
         return ", ".join(parts) if len(parts) > 1 else None
 

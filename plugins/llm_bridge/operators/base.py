@@ -17,10 +17,13 @@ from airflow.sdk.exceptions import AirflowException
 from llm_bridge.config.loader import load_cluster
 from llm_bridge.diagnosis.explain import FailureReport
 from llm_bridge.exceptions import ClusterUnavailable, NotAcceptedYet
+from llm_bridge.monitoring import history
+from llm_bridge.monitoring.run_record import LIVE_XCOM
 from llm_bridge.naming import slug
 from llm_bridge.operators.retry_policy import with_policy
 from llm_bridge.ray.client import RayTarget
 from llm_bridge.slurm.cancellation import CANCEL_SECONDS
+from llm_bridge.task_state import TaskState
 from llm_bridge.triggers.base import TERMINAL, state_of_task
 from llm_bridge.triggers.ray_from_dashboard import UNREACHABLE_TIMEOUT_SECONDS
 from llm_bridge.triggers.reachability import ClusterReachableTrigger, DashboardReachableTrigger
@@ -141,6 +144,32 @@ class ClusterOperator(BaseOperator):
         """Push the diagnosis as an XCom of the task; return the report."""
         context["ti"].xcom_push(key=DIAGNOSIS_XCOM, value=report.diagnosis.as_dict())
         return report
+
+    # ---- the run page
+
+    def record_submitted(self, context: Context, directory: str | None, **facts: Any) -> None:
+        """Record an attempt for the run page; see :func:`~llm_bridge.monitoring.history.submitted`.
+
+        An error never fails the task. Nothing is recorded of a job without a directory of llm-bridge.
+        """
+        try:
+            if directory:
+                history.submitted(TaskState.from_context(context), directory, **facts)
+        except Exception as error:
+            self.log.warning("the run page will not show the job in %s: %s", directory, error)
+
+    def record_ended(self, context: Context, directory: str | None, result: str, **facts: Any) -> None:
+        """Record the end of an attempt for the run page; see :func:`~llm_bridge.monitoring.history.ended`.
+
+        An error never fails the task.
+        """
+        try:
+            if directory:
+                ti: Any = context["ti"]
+                live = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=LIVE_XCOM)
+                history.ended(TaskState.from_context(context), directory, result=result, live=live, **facts)
+        except Exception as error:
+            self.log.warning("the run page will not show the end of the job in %s: %s", directory, error)
 
     # ---- owning the job
 

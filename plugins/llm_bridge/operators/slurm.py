@@ -23,7 +23,7 @@ from llm_bridge.remote.attempt_dir import Outcome
 from llm_bridge.remote.messages import FoundResult
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.cancellation import cancel_and_wait, close_attempts
-from llm_bridge.slurm.events import SlurmJobEvent
+from llm_bridge.slurm.events import EndReason, SlurmJobEvent
 from llm_bridge.slurm.spec import Resources, SlurmJob
 from llm_bridge.slurm.status import from_outcome
 from llm_bridge.slurm.submission import JobNotGone, SlurmSubmission, Submitted
@@ -170,6 +170,15 @@ class SlurmSubmitOperator(ClusterOperator):
             context["ti"].xcom_push(key=FOLLOWUP_XCOM, value=found.followup)
         if not self.wait:
             return {**submitted, "cluster": job.cluster}
+        resources = job.resources
+        self.record_submitted(
+            context,
+            attempt.directory,
+            name=f"Slurm job {attempt.job_id}",
+            job_id=attempt.job_id,
+            gpus=resources.nodes * resources.gpus_per_node,
+            kind="slurm",
+        )
         hang = self.hang or job.hang
         trigger = SlurmJobTrigger(
             cluster=job.cluster,
@@ -215,6 +224,8 @@ class SlurmSubmitOperator(ClusterOperator):
         if not ended.succeeded:
             return self.handle_failure(context, ended)
         push_wandb_link(context["ti"], ended.result)
+        ready = ended.end is EndReason.READY
+        self.record_ended(context, ended.directory, "ready" if ready else "success")
         info = ended.info
         return {
             "job_id": ended.job_id,
@@ -242,6 +253,7 @@ class SlurmSubmitOperator(ClusterOperator):
             explain_slurm(task, event, job, retry_delay=self.delay_before_retry(), final=final)
         )
         self.push_diagnosis(context, report)
+        self.record_ended(context, event.directory, "failed", diagnosis=report.diagnosis)
         bad_nodes = [*(reason.nodes if reason else ()), *report.decision.nodes]
         attempts.mark_ended(task, event.job_id, bad_nodes)
         if self.followed_by:

@@ -89,6 +89,9 @@ PREFLIGHT = "preflight"
 HYDRA = "hydra"
 # Metrics of a training, a JSON object a line: {"step", "time", "data": {name: value}}.
 METRICS = "metrics.jsonl"
+# Folder with the use of each node's GPUs, NODE.jsonl, a JSON object a line: {"time", "gpus": [GpuUse]}.
+GPU_USE = "gpu_use"
+LINES_SUFFIX = ".jsonl"
 # The W&B run that the attempt logs to: {"id", "url"}, and the folder in which W&B and TensorBoard keep their files.
 WANDB_RUN = "wandb_run.json"
 TRACKER_FILES = "tracker_files"
@@ -137,6 +140,11 @@ def notified(occasion: str) -> str:
 def node_report(node: str) -> str:
     """Name a node's report in RAY_NODES."""
     return node + JSON_SUFFIX
+
+
+def gpu_use(node: str) -> str:
+    """Name the file with the use of a node's GPUs."""
+    return "%s/%s%s" % (GPU_USE, node, LINES_SUFFIX)
 
 
 def attempt_name(number: int) -> str:

@@ -251,6 +251,8 @@ class JobQuery(NamedTuple):
         lease: The follower's lease on the output, kept beside the log; None without one.
         acquire: The lease replaces that of another follower.
         over: The job has ended for good: remove its secrets.
+        measures: Files with measures (METRICS, GPU_USE) -> offset in bytes from which to read, 0 for those not in here;
+            None to read none.
     """
 
     id: str
@@ -260,6 +262,19 @@ class JobQuery(NamedTuple):
     lease: Optional[Dict[str, Any]] = None
     acquire: bool = False
     over: bool = False
+    measures: Optional[Dict[str, int]] = None
+
+
+class Measures(NamedTuple):
+    """New whole lines of a file with measures.
+
+    Attributes:
+        text: The lines.
+        end: Offset after them, in bytes.
+    """
+
+    text: str
+    end: int
 
 
 class PollRequest(NamedTuple):
@@ -281,6 +296,8 @@ class JobNews(NamedTuple):
         size: The output's size in bytes; None if the query did not ask for output.
         current_lease: The lease that was beside the log before this query.
         lease_lost: Another follower has acquired the lease.
+        measures: File -> :class:`Measures`, as a list of its fields, of the files that have grown.
+        more_measures: More can be read of them.
     """
 
     id: str
@@ -292,6 +309,8 @@ class JobNews(NamedTuple):
     size: Optional[int] = None
     current_lease: Optional[Dict[str, Any]] = None
     lease_lost: bool = False
+    measures: Dict[str, Any] = {}
+    more_measures: bool = False
 
 
 class PollAnswer(NamedTuple):

@@ -129,6 +129,7 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         ended = SlurmJobEvent.from_json(event)
         if ended.end is not EndReason.READY:
             return self._handle_cluster_failure(context, ended)
+        self.record_ended(context, ended.directory, "ready")
         cluster = RayCluster.from_output({**event, "result": ended.result})
         try:
             step = asyncio.run(recovery.submit_to_own(cluster))
@@ -146,6 +147,7 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         if ended.end is not RayEndReason.SUCCEEDED:
             return self._handle_failure(context, ended)
         push_wandb_link(context["ti"], ended.result)
+        self._record_ray_end(context, "success")
         if ended.own_cluster and ended.target.job_id:
             attempts.mark_ended(TaskState.from_context(context), ended.target.job_id)
         run_s = 0.0
@@ -186,6 +188,15 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         self.take_ownership(context["ti"], recovery.cancel)
         job = {"job_id": attempt.job_id, "directory": attempt.directory}
         context["ti"].xcom_push(key=JOB_XCOM, value=job)
+        resources = recovery.ray_cluster.resources
+        self.record_submitted(
+            context,
+            attempt.directory,
+            name=f"Slurm job {attempt.job_id} (Ray cluster)",
+            job_id=attempt.job_id,
+            gpus=resources.nodes * resources.gpus_per_node,
+            kind="slurm",
+        )
         trigger = SlurmJobTrigger(
             cluster=step.cluster,
             job_id=attempt.job_id,
@@ -200,6 +211,14 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         push_link(context["ti"], target.cluster, step.cluster.dashboard)
         job = {"submission_id": step.submission_id, "directory": step.directory}
         context["ti"].xcom_push(key=JOB_XCOM_RAY, value=job)
+        self.record_submitted(
+            context,
+            step.directory,
+            name=f"Ray job {step.submission_id}",
+            job_id=target.job_id or "",
+            gpus=0,
+            kind="ray",
+        )
         hang = self.hang or (job_from(self.job, context).hang if self.job else None)
         pending = None if self.pending_minutes is None else time.time() + self.pending_minutes * 60
         trigger = RayJobTrigger(
@@ -230,6 +249,7 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
             reason is not None and not reason.retry and not event.lost_cluster
         )
         report = self._explain(context, task, event, final)
+        self._record_ray_end(context, "failed", diagnosis=report.diagnosis)
         bad_nodes = [
             *(reason.nodes if reason and event.lost_cluster else ()),
             *report.decision.nodes,
@@ -260,11 +280,17 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
             explain_slurm(task, event, job, retry_delay=self.delay_before_retry(), final=final)
         )
         self.push_diagnosis(context, report)
+        self.record_ended(context, event.directory, "failed", diagnosis=report.diagnosis)
         bad_nodes = [*(reason.nodes if reason else ()), *report.decision.nodes]
         attempts.mark_ended(task, event.job_id, bad_nodes)
         if report.should_resume:
             return self._next_step(context, resume=True)
         raise SlurmJobFailed(event, report)
+
+    def _record_ray_end(self, context: Context, result: str, **facts: Any) -> None:
+        ti: Any = context["ti"]
+        job = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=JOB_XCOM_RAY)
+        self.record_ended(context, job.get("directory") if isinstance(job, dict) else None, result, **facts)
 
     # ---- parameters
 

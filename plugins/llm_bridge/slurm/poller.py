@@ -21,7 +21,16 @@ from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import LoginNodeUnreachable, RateLimitExceeded, SlurmUnavailable
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.attempt_dir import Outcome
-from llm_bridge.remote.messages import JobNews, JobQuery, LogQuery, PollAnswer, PollRequest, decode, encode
+from llm_bridge.remote.messages import (
+    JobNews,
+    JobQuery,
+    LogQuery,
+    Measures,
+    PollAnswer,
+    PollRequest,
+    decode,
+    encode,
+)
 from llm_bridge.remote.transport import Session
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.events import EndReason
@@ -34,6 +43,8 @@ log = logging.getLogger(__name__)
 # very many jobs), the pause after it is POLL_DUTY_FACTOR times its duration.
 POLL_INTERVAL_SECONDS = 1.0
 POLL_DUTY_FACTOR = 5
+# Interval of reading measures (metrics.jsonl, the use of GPUs), unless more can be read at once.
+MEASURES_INTERVAL_SECONDS = 5.0
 # Interval of squeue after a submission or an outcome file, in place of poll_seconds, and how long it applies.
 FAST_POLL_INTERVAL_SECONDS = 3.0
 FAST_POLL_WINDOW_SECONDS = 30.0
@@ -82,6 +93,7 @@ class JobUpdate:
         end: Reason why following has ended.
         current_lease: With ``lease_acquired``, the lease of the previous follower.
         lease_acquired: This follower has acquired the lease on the output.
+        measures: File -> its new lines, of the files with measures that have grown.
     """
 
     log: bytes = b""
@@ -93,6 +105,7 @@ class JobUpdate:
     end: EndReason | None = None
     current_lease: dict[str, Any] | None = None
     lease_acquired: bool = False
+    measures: dict[str, Measures] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -122,6 +135,9 @@ class JobPoll:
     # When Slurm first reported that the job succeeded, while its outcome file was not visible.
     late_since: float | None = None
     releases: int = 0
+    # File with measures -> offset of the next byte to read; None if they are not requested.
+    measures: dict[str, int] | None = None
+    measures_due: float = 0.0
     fast_poll_until: float = field(default_factory=lambda: time.monotonic() + FAST_POLL_WINDOW_SECONDS)
 
     @property
@@ -162,6 +178,7 @@ class JobPoll:
             self.lease,
             acquire=self.lease is not None and not self.lease_acquired,
             over=final and self.inner_end is None,
+            measures=self.measures if final or time.monotonic() >= self.measures_due else None,
         )
 
     def acquired(self, previous: dict[str, Any] | None) -> None:
@@ -200,7 +217,22 @@ class JobPoll:
         if self.offset is not None and (data or news.skipped):
             self.offset = news.offset + len(data)
             self.limiter.consume(len(data))
-        return JobUpdate(log=data, offset=news.offset, skipped=news.skipped, files=changed)
+        return JobUpdate(
+            log=data,
+            offset=news.offset,
+            skipped=news.skipped,
+            files=changed,
+            measures=self._take_measures(news),
+        )
+
+    def _take_measures(self, news: JobNews) -> dict[str, Measures]:
+        if self.measures is None:
+            return {}
+        if time.monotonic() >= self.measures_due and not news.more_measures:
+            self.measures_due = time.monotonic() + MEASURES_INTERVAL_SECONDS
+        found = {name: Measures(*values) for name, values in news.measures.items()}
+        self.measures = {**self.measures, **{name: part.end for name, part in found.items()}}
+        return found
 
 
 class ClusterPoller:
@@ -229,6 +261,7 @@ class ClusterPoller:
         resume: Resume | None = None,
         inner_end: asyncio.Event | None = None,
         on_poll: OnPoll | None = None,
+        measures: dict[str, int] | None = None,
     ) -> AsyncGenerator[JobUpdate]:
         """Yield updates of one job until it has ended; the last one has ``end`` set.
 
@@ -246,8 +279,10 @@ class ClusterPoller:
                 when this event is set.
             on_poll: Called with the output's size in bytes after each poll. Not called while the login node is
                 unreachable, or while another follower holds the lease.
+            measures: Also yield new lines of the files with measures, from these offsets on; None yields none.
         """
         job = JobPoll(job_id, directory, (*files, attempt_dir.OUTCOME), lease, inner_end, on_poll)
+        job.measures = measures
         if output and lease is None:
             job.offset = 0
         self._jobs.add(job)
@@ -307,7 +342,7 @@ class ClusterPoller:
             if acquiring:
                 job.acquired(news.current_lease)
                 job.queue.put_nowait(JobUpdate(lease_acquired=True, current_lease=news.current_lease))
-            if update.log or update.skipped or update.files:
+            if update.log or update.skipped or update.files or update.measures:
                 job.queue.put_nowait(update)
         ended = {
             job: JobUpdate(end=EndReason.ENDED) for job in jobs.values() if job.inner_ended and job.settled
@@ -386,7 +421,7 @@ class ClusterPoller:
                 job.accounted, info = info.reason, None
             if info and HELD in info.reason:
                 await self._release(client, job)
-            if info and (job.info is None or info.state != job.info.state):
+            if info and (job.info is None or _changed(job.info, info)):
                 job.queue.put_nowait(JobUpdate(info=info))
             if info:
                 job.info, job.unknown_since, job.accounted = info, None, ""
@@ -406,7 +441,7 @@ class ClusterPoller:
             for news in await _ask(session, queries):
                 job = waiting[news.id]
                 job.queue.put_nowait(job.take(news))
-                if not news.more:
+                if not news.more and not news.more_measures:
                     del waiting[news.id]
         for job, end in over.items():
             self._jobs.discard(job)
@@ -472,6 +507,14 @@ def _unlisted(info: JobInfo) -> str:
         f"slurmctld does not list job {info.job_id}, but accounting has it as {info.reason}: it counts as lost after "
         f"{UNLISTED_TIMEOUT_SECONDS / 60:.0f} minutes in this state without new output"
     )
+
+
+def _changed(old: JobInfo, new: JobInfo) -> bool:
+    """Return whether a follower should get a job's new state: of a pending job also another reason or start."""
+    if new.state != old.state:
+        return True
+    pending = new.phase is Phase.WAITING
+    return pending and (new.reason, new.expected_wait) != (old.reason, old.expected_wait)
 
 
 def _pause(failures: int) -> float:

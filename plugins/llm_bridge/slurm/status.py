@@ -137,6 +137,13 @@ class JobInfo:
         return self.meaning.phase
 
     @property
+    def expected_wait(self) -> float | None:
+        """Seconds between submission and Slurm's estimate of the start of a pending job; None without an estimate."""
+        if self.phase is not Phase.WAITING or not self.started or not self.submitted:
+            return None
+        return max(0.0, self.started - self.submitted)
+
+    @property
     def queue_seconds(self) -> float:
         """Seconds between submission and start; 0 before the start."""
         return max(0.0, self.started - self.submitted) if self.started else 0.0

@@ -13,6 +13,7 @@ from llm_bridge.config.loader import load_cluster
 from llm_bridge.exceptions import LoginNodeUnreachable, RayRequestError, RayUnavailable
 from llm_bridge.monitoring.hang import HangMonitor, JobSubject
 from llm_bridge.monitoring.log_relay import LogRelay
+from llm_bridge.monitoring.run_record import RunRecord
 from llm_bridge.monitoring.wandb_run import store_address
 from llm_bridge.ray import cluster_job
 from llm_bridge.ray.client import RayJobDetails, ray_client
@@ -77,6 +78,7 @@ class FileFollower:
         self._lines: tuple[str, ...] = ()
         self._ran_on = ""
         self._relay = LogRelay(context.trigger, f"{directory}/{attempt_dir.OUTPUT}")
+        self._record = RunRecord(context.trigger, directory, self._relay)
         subject = JobSubject.from_trigger(
             context.trigger,
             self._relay,
@@ -159,15 +161,17 @@ class FileFollower:
         following = poller.follow(
             self._target.job_id,
             self._directory,
-            (attempt_dir.WANDB_RUN,),
+            (attempt_dir.WANDB_RUN, *self._record.files),
             lease=relay.lease,
             resume=relay.resume,
             inner_end=over,
             on_poll=self._hang.observe,
+            measures=await self._record.load(),
         )
         async with aclosing(following) as updates, self._hang:
             async for update in updates:
                 relay.show(update)
+                await self._record.take(update)
                 await store_address(self._context.trigger, update.files)
                 self._lines = tuple(relay.last)
                 if update.notice:
@@ -182,11 +186,16 @@ class FileFollower:
         first: JobInfo | None = None
         last = None
         following = poller.follow(
-            self._target.job_id, self._target.directory, (attempt_dir.REASON,), output=False
+            self._target.job_id,
+            self._target.directory,
+            (attempt_dir.REASON,),
+            output=False,
+            measures={},
         )
         async with aclosing(following) as updates:
             async for update in updates:
                 last = update
+                await self._record.take_gpu_use(update.measures)
                 files |= update.files
                 if update.info is None:
                     continue

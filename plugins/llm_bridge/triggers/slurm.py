@@ -13,7 +13,9 @@ from llm_bridge.config.loader import load_cluster
 from llm_bridge.monitoring.hang import HangMonitor, JobSubject
 from llm_bridge.monitoring.log_relay import LogRelay
 from llm_bridge.monitoring.queue_wait import QueueWaitMonitor
+from llm_bridge.monitoring.run_record import RunRecord
 from llm_bridge.monitoring.wandb_run import store_address
+from llm_bridge.notifications.message import duration
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.attempt_dir import Reason
 from llm_bridge.slurm.cancellation import (
@@ -83,14 +85,16 @@ class SlurmJobTrigger(LlmBridgeTrigger):
             self, relay, self.cluster, self.job_id, self.directory, f"Slurm job {self.job_id}"
         )
         hang = HangMonitor(Hang(**self.hang) if self.hang else None, subject, lambda: self._cancel(None))
+        record = RunRecord(self, self.directory, relay)
         await relay.repeat_earlier(cluster)
         following = poller_for(cluster).follow(
             self.job_id,
             self.directory,
-            (*([self.ready_file] if self.ready_file else []), attempt_dir.WANDB_RUN),
+            (*([self.ready_file] if self.ready_file else []), attempt_dir.WANDB_RUN, *record.files),
             lease=relay.lease,
             resume=relay.resume,
             on_poll=hang.observe,
+            measures=await record.load(),
         )
         async with aclosing(following) as updates, hang, QueueWaitMonitor(subject) as queue:
             async for update in updates:
@@ -102,6 +106,7 @@ class SlurmJobTrigger(LlmBridgeTrigger):
                     await queue.update_state(update.info)
                 files |= {name: content for name, content in update.files.items() if content is not None}
                 ready = bool(self.ready_file and self.ready_file in files)
+                await record.take(update, last=ready)
                 if ready or update.end:
                     await relay.written()
                     end = EndReason.READY if ready else update.end
@@ -118,7 +123,11 @@ class SlurmJobTrigger(LlmBridgeTrigger):
             nodes = f" on {update.info.nodes}" if update.info.nodes else ""
             state = f"Slurm job {self.job_id} {update.info.meaning.meaning}{nodes}{reason}"
             if state != self._last_state:
-                self.log.info("%s", state)
+                wait, start = update.info.expected_wait, ""
+                if wait is not None:
+                    left = max(0.0, wait - update.info.waited)
+                    start = f"; Slurm expects its start in about {duration(left)}"
+                self.log.info("%s%s", state, start)
             self._last_state = state
 
     def _event(

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,3 +189,31 @@ async def test_an_answer_that_is_read_late_is_asked_for_again_once(
     query = JobPoll("7", "/w/attempt-1", (), {"follower": "a"}).query("0")
     (news,) = await poller._ask(session, [query])
     assert (session.requests, news.lease_lost) == (asked, asked > 1)
+
+
+def test_measures_are_read_on_from_where_they_ended_at_a_bounded_rate(
+    follower: JobPoll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert follower.query("0").measures is None
+    follower.measures = {}
+    assert follower.query("0").measures == {}
+    update = follower.take(JobNews("0", {}, measures={"metrics.jsonl": ["{}\n", 3]}, more_measures=True))
+    assert update.measures["metrics.jsonl"].text == "{}\n"
+    assert follower.query("0").measures == {"metrics.jsonl": 3}  # at once, because more can be read
+    follower.take(JobNews("0", {}, measures={"metrics.jsonl": ["{}\n", 6]}))
+    assert follower.query("0").measures is None
+    assert follower.query("0", final=True).measures == {"metrics.jsonl": 6}
+    monkeypatch.setattr(poller, "MEASURES_INTERVAL_SECONDS", 0.0)
+    follower.measures_due = 0.0
+    assert follower.query("0").measures == {"metrics.jsonl": 6}
+
+
+def test_a_pending_job_has_a_new_state_if_slurms_reason_or_its_estimate_of_the_start_changes() -> None:
+    pending = JobInfo("7", "PENDING", reason="Priority", submitted=100.0, started=400.0, waited=10)
+    assert pending.expected_wait == 300.0
+    assert not poller._changed(pending, replace(pending, waited=20))
+    assert poller._changed(pending, replace(pending, reason="Resources"))
+    assert poller._changed(pending, replace(pending, started=500.0))
+    running = replace(pending, state="RUNNING")
+    assert running.expected_wait is None and poller._changed(pending, running)
+    assert not poller._changed(running, replace(running, started=500.0))

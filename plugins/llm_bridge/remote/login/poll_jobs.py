@@ -12,13 +12,24 @@ import json
 import os
 import sys
 import time
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 from llm_bridge.remote import attempt_dir
-from llm_bridge.remote.messages import JobNews, JobQuery, LogQuery, PollAnswer, PollRequest, decode, encode
+from llm_bridge.remote.messages import (
+    JobNews,
+    JobQuery,
+    LogQuery,
+    Measures,
+    PollAnswer,
+    PollRequest,
+    decode,
+    encode,
+)
 
 # Bytes at the end of a log that are still returned when a backlog is skipped.
 MAX_BYTES_AFTER_SKIP = 32 * 1024
+# Bytes of measures in one answer about a job.
+MAX_MEASURES_BYTES = 128 * 1024
 # Minimum seconds between two updates of a lease of which only the offset has changed.
 LEASE_UPDATE_SECONDS = 3
 
@@ -77,6 +88,55 @@ def write_lease(path: str, lease: Dict[str, Any]) -> None:
             raise
 
 
+def measured_files(directory: str) -> List[str]:
+    """Return the names of an attempt's files with measures, those of the training first."""
+    try:
+        nodes = sorted(os.listdir(os.path.join(directory, attempt_dir.GPU_USE)))
+    except OSError:
+        nodes = []
+    names = [attempt_dir.GPU_USE + "/" + name for name in nodes if name.endswith(attempt_dir.LINES_SUFFIX)]
+    return [attempt_dir.METRICS, *names]
+
+
+def read_measures(directory: str, offsets: Dict[str, int]) -> Tuple[Dict[str, Measures], bool]:
+    """Read new whole lines of an attempt's files with measures.
+
+    Args:
+        directory: The attempt's directory.
+        offsets: File -> offset from which to read; others are read from their beginning.
+
+    Returns:
+        File -> the new lines; true if more can be read.
+    """
+    left, more = MAX_MEASURES_BYTES, False
+    found: Dict[str, Measures] = {}
+    for name in measured_files(directory):
+        start = offsets.get(name, 0)
+        try:
+            with open(os.path.join(directory, name), "rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                truncated = size < start
+                start = 0 if truncated else start
+                if size == start and not truncated:
+                    continue
+                if left <= 0:
+                    return found, True
+                stream.seek(start)
+                data = stream.read(left)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        is_cut = start + len(data) < size
+        end = data.rfind(b"\n") + 1
+        if not end and is_cut and len(data) == MAX_MEASURES_BYTES:
+            data, end = b"", len(data)  # no line is that long: skip what some program has written there
+        whole = data[:end]
+        left -= len(data)
+        more = more or (is_cut and end > 0)
+        if end or truncated:
+            found[name] = Measures(whole.decode("utf-8", "replace"), start + end)
+    return found, more
+
+
 def poll(job: JobQuery) -> JobNews:
     """Answer the query for one job."""
     directory, lease = job.directory, job.lease
@@ -101,6 +161,9 @@ def poll(job: JobQuery) -> JobNews:
         data, offset, skipped, more, size = read_log(os.path.join(directory, attempt_dir.OUTPUT), job.log)
         text = base64.b64encode(data).decode("ascii")
         news = news._replace(log=text, offset=offset, skipped=skipped, more=more, size=size)
+    if job.measures is not None:
+        found, more = read_measures(directory, job.measures)
+        news = news._replace(measures={name: list(part) for name, part in found.items()}, more_measures=more)
     return news
 
 

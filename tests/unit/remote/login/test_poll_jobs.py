@@ -133,3 +133,43 @@ def test_a_job_is_followed_also_in_a_workspace_that_cannot_be_written(
     lease = {"follower": "a", "try": "1", "offset": 0}
     assert not poll(tmp_path, None, lease=lease, acquire=True).lease_lost
     assert output(poll(tmp_path, lease=lease)) == b"one\n"
+
+
+def test_new_whole_lines_of_measures_are_sent_with_the_offset_after_them(tmp_path: Path) -> None:
+    (tmp_path / attempt_dir.METRICS).write_text('{"step": 1}\n{"step": 2}\n{"st')
+    use = tmp_path / attempt_dir.gpu_use("n1")
+    use.parent.mkdir()
+    use.write_text("{}\n")
+    news = poll(tmp_path, None, measures={attempt_dir.METRICS: 12})
+    assert news.measures == {
+        attempt_dir.METRICS: ['{"step": 2}\n', 24],
+        "gpu_use/n1.jsonl": ["{}\n", 3],
+    }
+    assert not news.more_measures
+    again = poll(tmp_path, None, measures={name: part[1] for name, part in news.measures.items()})
+    assert again.measures == {}
+
+
+def test_measures_are_not_read_unless_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / attempt_dir.METRICS).write_text("{}\n")
+    assert poll(tmp_path).measures == {}
+
+
+def test_many_measures_come_in_several_answers_each_of_limited_size(tmp_path: Path) -> None:
+    line = '{"step": 1, "data": {"%s": 1}}\n' % ("x" * 1000)
+    (tmp_path / attempt_dir.METRICS).write_text(line * 1000)
+    offset, text = 0, ""
+    for _ in range(100):
+        news = poll(tmp_path, None, measures={attempt_dir.METRICS: offset})
+        part = news.measures[attempt_dir.METRICS]
+        assert len(part[0]) <= poll_jobs.MAX_MEASURES_BYTES
+        text, offset = text + part[0], part[1]
+        if not news.more_measures:
+            break
+    assert text == line * 1000
+
+
+def test_measures_that_a_job_began_anew_are_read_from_their_beginning(tmp_path: Path) -> None:
+    (tmp_path / attempt_dir.METRICS).write_text("{}\n")
+    news = poll(tmp_path, None, measures={attempt_dir.METRICS: 500})
+    assert news.measures == {attempt_dir.METRICS: ["{}\n", 3]}

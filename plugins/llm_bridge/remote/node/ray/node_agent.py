@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_bridge.remote import attempt_dir
+from llm_bridge.remote.node.common import gpu_use
 from llm_bridge.remote.node.common.job_io import read_json
 from llm_bridge.remote.node.ray import memory, network, node_setup, ports, supervise
 from llm_bridge.remote.node.ray.node_reports import NodeReports, log_line
@@ -163,4 +164,6 @@ def main() -> int:
     supervise.raise_stopped_on_signals()
     supervise.adopt_orphans()
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return run(Node(name, arguments, Path(os.environ["ATTEMPT_DIR"])))
+    attempt = Path(os.environ["ATTEMPT_DIR"])
+    with gpu_use.sampled(attempt):
+        return run(Node(name, arguments, attempt))

@@ -20,7 +20,7 @@ from typing import Any
 
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.attempt_dir import StageResult
-from llm_bridge.remote.node.common import programs
+from llm_bridge.remote.node.common import gpu_use, programs
 from llm_bridge.remote.node.common.job_io import (
     JobError,
     Settings,
@@ -179,7 +179,10 @@ def _answers(
         return [[generate.Answer(*answer) for answer in some] for some in earlier["answers"]]
     write_json(given, {**wanted, "answers": str(made)})
     log_line(f"generating with the {name} model {model}")
-    ended = subprocess.run(programs.command(PROGRAM, str(given)), env={"HF_HUB_OFFLINE": "1", **os.environ})
+    with gpu_use.sampled(directory):
+        ended = subprocess.run(
+            programs.command(PROGRAM, str(given)), env={"HF_HUB_OFFLINE": "1", **os.environ}
+        )
     if ended.returncode:
         killed = (
             "; killed, most likely because memory ran out: raise evaluate.mem"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_bridge.remote import attempt_dir
+from llm_bridge.remote.node.common import gpu_use
 from llm_bridge.remote.node.common.job_io import JobError, Result, Settings, attempt, log_line, run
 from llm_bridge.remote.node.common.rendezvous import rendezvous_port
 from llm_bridge.remote.node.verl import checkpoints, flash_attn, sft_rules, tracking, trainer_config
@@ -214,7 +215,8 @@ def train(settings: Settings) -> Result:
     run_directory = f"hydra.run.dir={attempt_dir.HYDRA}"
     command = torchrun(nodes, gpus, [*verl_arguments, run_directory], os.environ)
     variables = trainer_config.training_environment(settings, os.environ, attempt())
-    ended = subprocess.run(command, env={**os.environ, **variables})
+    with gpu_use.sampled(attempt()):
+        ended = subprocess.run(command, env={**os.environ, **variables})
     if ended.returncode:
         # verl's own traceback is in the log above; Slurm gets torchrun's exit code unchanged.
         sys.exit(ended.returncode if ended.returncode > 0 else 128 - ended.returncode)
