@@ -195,7 +195,7 @@ class Ledger:
     def log_faults(self, run: str, attempt: Attempt, task: str = "job", *, whole: bool = True) -> list[str]:
         """Lines of an attempt's output that a task's logs lack, have twice or have otherwise, each a sentence.
 
-        Each try of the task tells the output from its beginning.
+        Each try of the task tells the output from its beginning. A line that equals one in the log may be counted there.
 
         :param whole: the last try saw the job's end, so it must have every line.
         """
@@ -216,6 +216,8 @@ class Ledger:
                 # A job that Slurm requeues although it was done prints only this, and may have no follower any more.
                 if end <= last and end not in ends and not line.endswith(RAN_AGAIN)
             ]
+            texts = {row.text for row in rows}
+            lacking = [line for line in lacking if line not in texts]
             wrong = [row for row in rows if attempt.output.get(row.end) != row.text]
             faults += [f"{where}: twice: {attempt.output.get(end)}, first {first[end]}" for end in twice]
             faults += [f"{where}: lost: {line}" for line in lacking]

@@ -130,6 +130,17 @@ def test_the_output_of_training_is_in_the_tasks_logs(stack: Any, full_run: str) 
     assert "critic" in stack.log(DAG, full_run, "ppo.wait")
 
 
+def test_the_log_of_ppo_is_short_enough_to_read_and_has_steps_and_warnings_of_their_own(
+    stack: Any, full_run: str
+) -> None:
+    rows = [json.loads(row) for row in stack.log(DAG, full_run, "ppo.wait").splitlines() if row]
+    assert len(rows) <= 150
+    assert [row["event"] for row in rows if row.get("logger") == "progress"]
+    assert any(row["level"] == "warning" and "UserWarning" in row["event"] for row in rows)
+    assert any(row["event"].startswith("not shown above: ") for row in rows)
+    assert sum("the whole output is in" in row["event"] for row in rows) == 1
+
+
 def test_ppo_saves_a_step_more_when_slurm_warns_its_cluster_of_the_time_limit(
     stack: Any, full_run: str
 ) -> None:

@@ -13,6 +13,9 @@ that replaces this one in between continues to do so.
 Repeated lines are preferred to lost ones. There are some if a triggerer is stopped, not killed: it writes the lines
 that it had read when it continues, after another one has taken its place. And if a truncated log is written again,
 lines that a triggerer on another machine has logged are not known here.
+
+Lines like recent ones are counted, not logged (``log_filter.py``), by each follower for itself: it never counts a line
+whose like it has not logged, or seen in the log files of this try. The last line of an output is always logged.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import glob
 import json
+import logging
 import re
 import socket
 import time
@@ -34,10 +38,14 @@ from airflow.utils.helpers import log_filename_template_renderer
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError
+from llm_bridge.monitoring.log_filter import LogFilter, level_of
 from llm_bridge.monitoring.progress import Progress
 from llm_bridge.remote.transport import CommandFailed, checked
 from llm_bridge.slurm.client import open_client
 from llm_bridge.slurm.poller import JobUpdate
+
+# A logger of its own, by which the log view filters its sources.
+progress_log = logging.getLogger("progress")
 
 LAST_LINES = 30
 MAX_LINE_LENGTH = 8 * 1024
@@ -83,6 +91,9 @@ class LogRelay:
         # End offsets of lines that this try's log already has and that are read again.
         self._logged: set[int] = set()
         self._progress = Progress()
+        self._filter = LogFilter()
+        # The newest line, if it was counted and not logged: text and end offset.
+        self._counted: tuple[str, int] | None = None
         # End offset of the last line that was logged.
         self._end = 0
 
@@ -126,6 +137,7 @@ class LogRelay:
         if not again:
             followed.append(self._path)
         if current is None or current.get("try") != str(self._ti.id):
+            self._log.info("the whole output is in %s on the cluster; repeated lines are counted here", self._path)
             return 0
         await asyncio.sleep(HANDOVER_SECONDS)
         here = current["logs"] == _log_location()
@@ -157,36 +169,59 @@ class LogRelay:
                 continue
             is_cut = len(data) >= MAX_REPEATED_BYTES
             whole = data[: data.rfind(b"\n") + 1] if is_cut else data
+            shown = LogFilter()
             for number, (line, end) in enumerate(lines(whole), start=1):
-                if end not in (ends or ()):
-                    self._log.info(line, loc=f"{name}:{end}")
+                if shown.shows(line) and end not in (ends or ()):
+                    self._log_line(line, f"{name}:{end}", shown)
                 if number % LINES_PER_TURN == 0:
                     await asyncio.sleep(0)
+            if summary := shown.summary():
+                self._log.info("%s", summary)
             if is_cut:
                 self._log.warning("... the rest of the output is in %s on the cluster", path)
 
     def show(self, update: JobUpdate) -> None:
-        """Log the new lines of an update, and a summary for each that reports a step."""
+        """Log the new lines of an update, and a summary of each step of a training."""
         if update.skipped:
             self._log.warning(
                 "... %.1f MB of output skipped here, to spare Airflow's log: the whole output is in %s on the cluster",
                 update.skipped / 1e6, self._path,
             )  # fmt: skip
         for line, end in lines(update.log):
-            if update.offset + end not in self._logged:
-                self._end = update.offset + end
-                self._log.info(line, loc=f"{self._name}:{self._end}")
+            place = update.offset + end
+            shows, is_logged = self._filter.shows(line), place in self._logged
+            self._counted = None if shows or is_logged else (line, place)
+            if shows and not is_logged:
+                self._end = place
+                self._log_line(line, f"{self._name}:{place}", self._filter)
             self.last = [*self.last[1 - LAST_LINES :], line]
             if step := self._progress.read(line):
                 self.step = step
-                self._log.info("[progress] %s", step)
+                if not is_logged:
+                    progress_log.info("%s", step)
+
+    def _log_line(self, line: str, loc: str, counts: LogFilter) -> None:
+        """Log a line on the level that it names, and how often the filter has counted it before."""
+        getattr(self._log, logging.getLevelName(level_of(line)).lower())(line, loc=loc)
+        if repeats := counts.repeats(line):
+            self._log.info("the line above was repeated %d times before", repeats)
+
+    def finish(self) -> None:
+        """Log the last line, also if it was counted, and how many lines were not logged. Call this at the end."""
+        if summary := self._filter.summary():
+            self._log.info("%s", summary)
+        if self._counted:
+            line, self._end = self._counted
+            self._log_line(line, f"{self._name}:{self._end}", self._filter)
+            self._counted = None
 
     async def written(self) -> None:
-        """Wait until the last line is in the log file, for at most LOG_WRITE_TIMEOUT_SECONDS.
+        """Finish, and wait until the last line is in the log file, for at most LOG_WRITE_TIMEOUT_SECONDS.
 
         A trigger's lines and its event reach the process that writes them separately. If that process were killed in
         between, the task would resume and the lines would never be logged.
         """
+        self.finish()
         deadline = time.monotonic() + LOG_WRITE_TIMEOUT_SECONDS
         while self._ti is not None and self._end and not await asyncio.to_thread(self._last_line_is_written):
             if time.monotonic() > deadline:

@@ -177,6 +177,7 @@ class FileFollower:
                 if update.notice:
                     self._log.warning("%s", update.notice)
                 files |= {name: content for name, content in update.files.items() if content is not None}
+        relay.finish()
         return files
 
     async def _follow_allocation(self, poller: ClusterPoller) -> _AllocationEnd:

@@ -16,6 +16,7 @@ from llm_bridge.monitoring.log_relay import MAX_LINE_LENGTH, LogRelay, lines
 from llm_bridge.slurm.poller import JobUpdate
 
 NAME = "attempt-1/output.log"
+COUNTED = "repeated lines are counted here"
 
 
 class Triggerer:
@@ -34,7 +35,7 @@ class Triggerer:
         with self.file.open("a") as stream:
             stream.write(json.dumps({"event": event % arguments if arguments else event, **more}) + "\n")
 
-    warning = info
+    warning = error = info
 
     def events(self) -> list[str]:
         return [json.loads(row)["event"] for row in self.file.read_text().splitlines()]
@@ -160,7 +161,9 @@ async def test_the_output_of_an_earlier_job_of_the_same_try_is_logged_again(
     await second.repeat_earlier(here)
     await second.resume(None)
     second.show(JobUpdate(log=b"four\n"))
-    assert triggerer.events() == ["repeating attempt-1/output.log", "one", "two", "four"]
+    repeated, *shown = triggerer.events()
+    assert repeated == "repeating attempt-1/output.log"
+    assert shown == ["one", "two", f"the whole output is in {paths[1]} on the cluster; {COUNTED}", "four"]
 
 
 async def test_a_long_output_of_an_earlier_job_is_cut_after_a_line_and_names_the_file(
@@ -174,7 +177,7 @@ async def test_a_long_output_of_an_earlier_job_is_cut_after_a_line_and_names_the
     triggerer = Triggerer(folder, 1)
     await LogRelay(triggerer, str(earlier)).resume(None)  # type: ignore[arg-type]
     await LogRelay(triggerer, "attempt-2/output.log").repeat_earlier(here)  # type: ignore[arg-type]
-    assert triggerer.events()[1:] == ["one", f"... the rest of the output is in {earlier} on the cluster"]
+    assert triggerer.events()[2:] == ["one", f"... the rest of the output is in {earlier} on the cluster"]
 
 
 async def test_an_earlier_output_that_cannot_be_read_is_a_warning(folder: Path, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ async def test_an_earlier_output_that_cannot_be_read_is_a_warning(folder: Path, 
     triggerer = Triggerer(folder, 1)
     await LogRelay(triggerer, "/no/attempt-1/output.log").resume(None)  # type: ignore[arg-type]
     await LogRelay(triggerer, "attempt-2/output.log").repeat_earlier(here)  # type: ignore[arg-type]
-    assert "failed to read /no/attempt-1/output.log" in triggerer.events()[1]
+    assert "failed to read /no/attempt-1/output.log" in triggerer.events()[2]
 
 
 async def test_without_the_other_triggerers_logs_the_offset_of_the_lease_counts(folder: Path) -> None:
@@ -226,3 +229,44 @@ async def test_the_relay_waits_until_its_last_line_is_in_the_log_file(folder: Pa
         triggerer.info(event, **more)
     async with asyncio.timeout(0.9):
         await waiting
+
+
+async def test_repeated_lines_are_counted_and_the_last_line_is_shown_with_its_offset(folder: Path) -> None:
+    triggerer = Triggerer(folder, 1)
+    relay = LogRelay(triggerer, NAME)  # type: ignore[arg-type]
+    relay.show(JobUpdate(log=b"one\ntwo\none\n"))
+    relay.show(JobUpdate(log=b"three\none\n", offset=12))
+    await relay.written()
+    rows = [json.loads(row) for row in triggerer.file.read_text().splitlines()]
+    assert [(row["event"], row.get("loc")) for row in rows] == [
+        ("one", f"{NAME}:4"),
+        ("two", f"{NAME}:8"),
+        ("three", f"{NAME}:18"),
+        ("not shown above: 2 repeated lines; most often, 2 times: one", None),
+        ("one", f"{NAME}:22"),
+    ]
+
+
+async def test_a_line_counted_by_a_killed_triggerer_is_not_shown_twice_by_the_next(folder: Path) -> None:
+    first = LogRelay(Triggerer(folder, 1), NAME)  # type: ignore[arg-type]
+    first.show(JobUpdate(log=b"one\ntwo\none\n"))
+    lease = {**(first.lease or {}), "offset": 4}
+    second = LogRelay(Triggerer(folder, 2), NAME)  # type: ignore[arg-type]
+    assert await second.resume(lease) == 4
+    second.show(JobUpdate(log=b"two\none\ntwo\nthree\n", offset=4))
+    # "two" was in the log; "one" is the first of its kind for this follower.
+    assert second._log.events()[1:] == ["one", "three"]  # type: ignore[attr-defined]
+
+
+async def test_steps_are_logged_by_a_logger_of_their_own_and_not_again_after_a_change_of_triggerer(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    step = b"step:1 - train/loss:0.5\n"
+    first = LogRelay(Triggerer(folder, 1), NAME)  # type: ignore[arg-type]
+    first.show(JobUpdate(log=step))
+    second = LogRelay(Triggerer(folder, 2), NAME)  # type: ignore[arg-type]
+    await second.resume({**(first.lease or {}), "offset": 0})
+    second.show(JobUpdate(log=step))
+    assert [(row.name, row.getMessage()) for row in caplog.records] == [("progress", "step 1, loss 0.5")]
+    assert second.step == "step 1, loss 0.5"
