@@ -195,7 +195,7 @@ class Ledger:
     def log_faults(self, run: str, attempt: Attempt, task: str = "job", *, whole: bool = True) -> list[str]:
         """Lines of an attempt's output that a task's logs lack, have twice or have otherwise, each a sentence.
 
-        Each try of the task tells the output from its beginning. A line that equals one in the log may be counted there.
+        Each try of the task tells the output from its beginning. A line that equals one in the log may be counted.
 
         :param whole: the last try saw the job's end, so it must have every line.
         """

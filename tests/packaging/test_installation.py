@@ -17,7 +17,7 @@ import pytest
 from llm_bridge.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
-DAGS = {"generate_answers", "post_training", "nightly_tiny_cpu", "reap_orphans"}
+DAGS = {"generate_answers", "post_training", "reap_orphans", "nightly_tiny_cpu", "nightly_gsm8k_llama32_1b"}
 PARSE = """
 import json, os
 from airflow.dag_processing.dagbag import DagBag

@@ -36,7 +36,9 @@ _VARYING = (
     (re.compile(r"\bpid[= ]\d+"), "pid"),
     (re.compile(r"\b(?:0x[0-9a-f]+|(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{12,})\b"), "ID"),
 )
-_BAR = re.compile(r"^(?P<what>.*?)(?:(?P<percent>\d{1,3})%\|[^|]*\|)? ?[\d.,]+\w*(?:/\S+)?(?: \w+)? \[\d\d:\d\d.*\]$")
+_BAR = re.compile(
+    r"^(?P<what>.*?)(?:(?P<percent>\d{1,3})%\|[^|]*\|)? ?[\d.,]+\w*(?:/\S+)?(?: \w+)? \[\d\d:\d\d.*\]$"
+)
 _STRUCTURE = re.compile(r"""^\s+(?:['"\[{(]|-?\d[\d.e-]*[\],}]|(?:None|True|False)[\],}]).*$""")
 _TRACEBACK = "Traceback (most recent call last):"
 _LEVEL = re.compile(
@@ -170,7 +172,7 @@ def level_of(line: str) -> int:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Return the prefix that names a line's process ("" without one), and the rest, without colors and Ray's own counts."""
+    """Return the prefix that names a line's process, if any, and the rest, without colors and Ray's counts."""
     plain = _RAY_REPEATS.sub("", _COLOR.sub("", line))
     found = _SOURCE.match(plain)
     end = found.end() if found else 0

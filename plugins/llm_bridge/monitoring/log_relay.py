@@ -137,7 +137,9 @@ class LogRelay:
         if not again:
             followed.append(self._path)
         if current is None or current.get("try") != str(self._ti.id):
-            self._log.info("the whole output is in %s on the cluster; repeated lines are counted here", self._path)
+            self._log.info(
+                "the whole output is in %s on the cluster; repeated lines are counted here", self._path
+            )
             return 0
         await asyncio.sleep(HANDOVER_SECONDS)
         here = current["logs"] == _log_location()

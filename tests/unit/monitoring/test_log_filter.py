@@ -40,9 +40,13 @@ def lines(clock: Clock) -> LogFilter:
 def test_a_line_that_differs_by_time_process_node_and_rays_count_is_a_repeat(lines: LogFilter) -> None:
     assert lines.shows(COLORED.format("WorkerDict", 341, 1, WARNING.format(13)))
     assert not lines.shows(COLORED.format("WorkerDict", 17, 2, WARNING.format(14)))
-    assert not lines.shows(f"\x1b[36m(pid=4)\x1b[0m {WARNING.format(15)} [repeated 3x across cluster] (Ray …)")
+    assert not lines.shows(
+        f"\x1b[36m(pid=4)\x1b[0m {WARNING.format(15)} [repeated 3x across cluster] (Ray …)"
+    )
     assert lines.shows("[rank0]:[W1128 04:20:41.275851139 ProcessGroup.hpp:1006] Warning: No backend")
-    assert not lines.shows("[n2] [rank1]:[W1129 05:20:41.283693214 ProcessGroup.hpp:1006] Warning: No backend")
+    assert not lines.shows(
+        "[n2] [rank1]:[W1129 05:20:41.283693214 ProcessGroup.hpp:1006] Warning: No backend"
+    )
     assert lines.shows("object at 0x7f3a12 of job 4e5f6a7b8c9d0e1f")
     assert not lines.shows("object at 0x7f3b99 of job aabbccddeeff0011")
     assert lines.summary() == (
@@ -81,7 +85,10 @@ def test_a_progress_bar_is_one_line_at_its_end_and_one_a_minute_before(
 
 
 def test_a_printed_configuration_is_shown_to_its_tenth_line(lines: LogFilter) -> None:
-    rows = ["{'actor': {'_target_': 'verl.FSDPActorConfig',", *(f"           'key{n}': {n}," for n in range(900))]
+    rows = [
+        "{'actor': {'_target_': 'verl.FSDPActorConfig',",
+        *(f"           'key{n}': {n}," for n in range(900)),
+    ]
     shown = [row for row in rows if lines.shows(COLORED.format("TaskRunner", 1, 1, row))]
     assert shown == rows[: MAX_STRUCTURE_LINES + 1]
     assert lines.shows("Using dataset class: RLHFDataset")

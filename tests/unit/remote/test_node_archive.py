@@ -47,7 +47,7 @@ def test_the_same_sources_give_the_same_bytes() -> None:
 def test_it_is_small_and_holds_the_packages_whole_and_nothing_of_airflows_side() -> None:
     data = node_archive.build()
     # About 185 kB: 115 kB, preflight and hooks 15 kB, evaluate/ 15 kB, rewards/ 15 kB, data/ 15 kB, PPO's rules 10 kB.
-    assert len(data) < 200_000, "it travels with each attempt"
+    assert len(data) < 250_000, "it travels with each attempt"
     names = set(zipfile.ZipFile(io.BytesIO(data)).namelist())
     folders = {Path(name).parent for name in names} - {Path()}
     assert all(f"{folder}/__init__.py" in names for folder in folders)
