@@ -42,7 +42,7 @@ lint: airflow-env ## run ruff, mypy --strict, and import-linter
 	@PYTHONPATH=plugins:. $(dir $(PYTHON))lint-imports --cache-dir build/cache/import-linter
 
 unit: airflow-env ## run the fast tests: no root, no cluster, no network (a part: T="tests/unit/slurm -k poller")
-	@$(PYTHON) -m pytest -q $(or $(T),tests/unit)
+	@$(PYTHON) -m pytest -q $(or $(T),-n 2 tests/unit)
 
 chaos: setup ## inject faults around running jobs (CHAOS_FAULTS=200, CHAOS_SEED=n, CHAOS_SHORT=1)
 	@$(PYTHON) -m pytest tests/chaos
@@ -91,8 +91,10 @@ test: setup lint ## run lint and all tests, on real local clusters
 	@# Two tracks, since most tests wait most of the time. More at once starve each other on two cores.
 	@{ $(PYTHON) -m pytest tests/e2e; e2e=$$?; CHAOS_SHORT=1 $(PYTHON) -m pytest tests/chaos && exit $$e2e; } \
 	    >build/e2e-and-chaos-tests.log 2>&1 & long=$$!; \
-	$(PYTHON) -m pytest --ignore=tests/e2e --ignore=tests/operators --ignore=tests/chaos; others=$$?; \
+	$(PYTHON) -m pytest -n 2 tests/unit tests/docker; unit=$$?; \
+	$(PYTHON) -m pytest --ignore=tests/unit --ignore=tests/docker --ignore=tests/e2e --ignore=tests/operators \
+	    --ignore=tests/chaos; others=$$?; \
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests/operators; operators=$$?; \
 	wait $$long; long=$$?; \
 	cat build/e2e-and-chaos-tests.log; \
-	exit $$((others ? others : operators ? operators : long))
+	exit $$((unit ? unit : others ? others : operators ? operators : long))
