@@ -12,10 +12,13 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 # A line like one that was shown less than this before is counted.
 WINDOW_SECONDS = 600.0
-# Lines of which repeats are recognized; the oldest is dropped first.
+# Lines of which repeats are recognized; the oldest is dropped first. The same limit holds for processes and bars.
 MAX_KEYS = 2000
 # Interval of showing a progress bar that is not complete.
 BAR_SECONDS = 60.0
@@ -36,9 +39,13 @@ _VARYING = (
     (re.compile(r"\bpid[= ]\d+"), "pid"),
     (re.compile(r"\b(?:0x[0-9a-f]+|(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{12,})\b"), "ID"),
 )
-_BAR = re.compile(
-    r"^(?P<what>.*?)(?:(?P<percent>\d{1,3})%\|[^|]*\|)? ?[\d.,]+\w*(?:/\S+)?(?: \w+)? \[\d\d:\d\d.*\]$"
+# A bar's end "[00:01<00:01, 1.13it/s]", and the count before it. All repetitions are limited, as is the text that
+# they are searched in: otherwise a line of 8 KiB of digits blocks the triggerer's event loop for hours.
+_BAR_TIMES = re.compile(r" \[\d\d:\d\d[^\[\]]{0,200}\]$")
+_BAR_COUNT = re.compile(
+    r"(?:(?P<percent>\d{1,3})%\|[^|]{0,200}\|)? ?[\d.,]{1,20}\w{0,5}(?:/\S{1,20})?(?: \w{1,20})?$"
 )
+MAX_BAR_LENGTH = 400
 _STRUCTURE = re.compile(r"""^\s+(?:['"\[{(]|-?\d[\d.e-]*[\],}]|(?:None|True|False)[\],}]).*$""")
 _TRACEBACK = "Traceback (most recent call last):"
 _LEVEL = re.compile(
@@ -53,8 +60,11 @@ MAX_LEVEL_PREFIX = 200
 
 @dataclass
 class _Shown:
+    """A line that was shown; its text only once it was repeated, because lines may be long."""
+
     at: float
     repeats: int = 0
+    text: str = ""
 
 
 @dataclass
@@ -74,12 +84,12 @@ class LogFilter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._shown: OrderedDict[str, _Shown] = OrderedDict()
+        self._shown: OrderedDict[int, _Shown] = OrderedDict()
         self._bars: dict[str, float] = {}
         self._sources: dict[str, _Source] = {}
         self._tracebacks = 0
         self._counts: Counter[str] = Counter()
-        self._repeats: Counter[str] = Counter()
+        self._repeats: Counter[int] = Counter()
 
     def shows(self, line: str) -> bool:
         """Return True if the line is to be shown, and count it otherwise.
@@ -90,16 +100,16 @@ class LogFilter:
         prefix, body = _split(line)
         if not body.strip():  # a prefix alone
             return False
-        source = self._sources.setdefault(prefix, _Source())
-        if bar := _BAR.match(body):
-            return self._shows_bar(bar, body)
+        if (bar := _bar(body)) is not None:
+            return self._shows_bar(*bar)
+        source = _entry(self._sources, prefix, _Source())
         if self._is_in_traceback(source, body):
             return True
         source.structure_lines = source.structure_lines + 1 if _STRUCTURE.match(body) else 0
         if source.structure_lines > MAX_STRUCTURE_LINES:
             self._counts["lines of printed settings"] += 1
             return False
-        return self._is_new(_key(body), body)
+        return self._is_new(_key(body))
 
     def repeats(self, line: str) -> int:
         """Return the number of repeats that were counted before the line is shown again; then they count as reported.
@@ -107,12 +117,14 @@ class LogFilter:
         Args:
             line: A line for which :meth:`shows` has returned True.
         """
-        return self._repeats.pop(_key(_split(line)[1]), 0)
+        body = _split(line)[1]
+        bar = _bar(body)
+        return self._repeats.pop(hash(_complete(bar[0]) if bar else _key(body)), 0)
 
     def summary(self) -> str:
         """Return a line on what was counted since the last summary; "" if nothing was."""
         counts, self._counts = +self._counts, Counter()
-        often = [(shown.repeats, key) for key, shown in self._shown.items() if shown.repeats]
+        often = [(shown.repeats, shown.text) for shown in self._shown.values() if shown.repeats]
         for shown in self._shown.values():
             shown.repeats = 0
         if not counts:
@@ -120,15 +132,15 @@ class LogFilter:
         parts = [f"{number} {what}" for what, number in counts.most_common()]
         text = f"not shown above: {', '.join(parts)}"
         if often:
-            number, key = max(often)
-            text += f"; most often, {number} times: {key.strip()[:MAX_QUOTED_LENGTH]}"
+            number, line = max(often)
+            text += f"; most often, {number} times: {line}"
         return text
 
-    def _shows_bar(self, bar: re.Match[str], body: str) -> bool:
-        now, what = self._clock(), bar["what"]
-        since = self._bars.setdefault(what, now)
-        if bar["percent"] == "100":
-            return self._is_new(f"{what} 100%", body)
+    def _shows_bar(self, what: str, is_complete: bool) -> bool:
+        now = self._clock()
+        since = _entry(self._bars, what, now)
+        if is_complete:
+            return self._is_new(_complete(what))
         if now - since >= BAR_SECONDS:
             self._bars[what] = now
             return True
@@ -144,15 +156,16 @@ class LogFilter:
         inside, source.in_traceback = source.in_traceback, source.in_traceback and body[0].isspace()
         return inside
 
-    def _is_new(self, key: str, body: str) -> bool:
-        now = self._clock()
+    def _is_new(self, text: str) -> bool:
+        now, key = self._clock(), hash(text)
         before = self._shown.get(key)
         if before and now - before.at < WINDOW_SECONDS:
             before.repeats += 1
+            before.text = text.strip()[:MAX_QUOTED_LENGTH]
             self._counts["repeated lines"] += 1
             return False
         if before and before.repeats:
-            self._repeats[_key(body)] = before.repeats
+            self._repeats[key] = before.repeats
             self._counts["repeated lines"] -= before.repeats
         self._shown[key] = _Shown(now)
         self._shown.move_to_end(key)
@@ -183,3 +196,24 @@ def _key(body: str) -> str:
     for pattern, replacement in _VARYING:
         body = pattern.sub(replacement, body)
     return body
+
+
+def _bar(body: str) -> tuple[str, bool] | None:
+    """Return what a progress bar is about, and True at its end; None for any other line."""
+    if not (times := _BAR_TIMES.search(body, max(0, len(body) - MAX_BAR_LENGTH))):
+        return None
+    start = max(0, times.start() - MAX_BAR_LENGTH)
+    if not (count := _BAR_COUNT.search(body, start, times.start())):
+        return None
+    return body[: count.start()], count["percent"] == "100"
+
+
+def _complete(what: str) -> str:
+    return f"{what} 100%"
+
+
+def _entry(entries: dict[str, _T], key: str, default: _T) -> _T:
+    """Return an entry, made if there is none; of too many, all are forgotten: an output may name any number of them."""
+    if len(entries) >= MAX_KEYS and key not in entries:
+        entries.clear()
+    return entries.setdefault(key, default)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import pytest
 
 from llm_bridge.monitoring.log_filter import (
     BAR_SECONDS,
+    MAX_KEYS,
     MAX_STRUCTURE_LINES,
     MAX_WHOLE_TRACEBACKS,
     WINDOW_SECONDS,
@@ -130,3 +132,24 @@ def test_a_prefix_without_text_is_not_shown(lines: LogFilter) -> None:
 )
 def test_a_line_is_logged_on_the_level_that_it_names(line: str, level: int) -> None:
     assert level_of(line) == level
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["1" * 8192, "1." * 4096, "1/" * 4096, "a1" * 4096, " [00:00" * 1000, "1" * 8000 + " [00:01, 2it/s]"],
+)
+def test_a_line_of_any_text_is_read_in_linear_time(lines: LogFilter, line: str) -> None:
+    """The triggerer's event loop waits for it: with backtracking, some of these would take hours."""
+    for number in range(20):
+        lines.shows(f"{line}{number}")
+        level_of(line)
+
+
+def test_an_output_with_ever_new_prefixes_bars_and_long_lines_takes_little_memory(lines: LogFilter) -> None:
+    tracemalloc.start()
+    for number in range(3 * MAX_KEYS):
+        lines.shows(f"[{number}] " + "x" * 4000 + str(number))
+        lines.shows(f"shard {number}: 50%|██ | 1/2 [00:01<00:01, 1.13it/s]")
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 4e6
