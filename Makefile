@@ -2,12 +2,13 @@
 SHELL := /bin/bash
 HOME_DIR := $(or $(LLM_BRIDGE_HOME),/var/tmp/llm-bridge)
 PYTHON := $(HOME_DIR)/airflow-env/bin/python
+GPU_PYTHON ?= python3
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
 .PHONY: help setup airflow-env demo up status down clean unit test docs lint format
 .PHONY: chaos ray-report failures-report sites-report data-report recipes-report log-probs-report
-.PHONY: upload-report
+.PHONY: upload-report gpu-trial
 .PHONY: compose-env compose-verify
 
 help: ## list the targets
@@ -71,6 +72,9 @@ log-probs-report: setup ## measure log-probabilities without flash-attn, beside 
 upload-report: setup ## upload three shards, beside hf upload, in turns: build/upload/report.json (other size: SIZE=200)
 	@mkdir -p build/upload
 	@PYTHONPATH=plugins:. $(PYTHON) -m benchmarks.upload_report $(SIZE) | tee build/upload/report.json
+
+gpu-trial: ## train with vLLM on this machine's GPUs, with GPU_PYTHON=ENV/bin/python (a part: CASES="grpo-small")
+	@PYTHONPATH=plugins:. $(GPU_PYTHON) -m benchmarks.gpu_trial $(CASES)
 
 compose-env: ## write .env for docker compose with generated keys and passwords; keeps existing values
 	@python3 docker/make_env.py

@@ -52,10 +52,15 @@ configs:
 """
 
 
-def sum_in_words(chance: random.Random) -> dict[str, str]:
-    """Return one row: a question, and an answer that ends in ``#### NUMBER``."""
+def sum_in_words(chance: random.Random, highest: int = 9) -> dict[str, str]:
+    """Return one row: a question, and an answer that ends in ``#### NUMBER``.
+
+    Args:
+        chance: Chooses the row.
+        highest: Highest number that is added.
+    """
     name, thing = chance.choice(NAMES), chance.choice(THINGS)
-    x, y = chance.randint(1, 9), chance.randint(1, 9)
+    x, y = chance.randint(1, highest), chance.randint(1, highest)
     return {
         "question": f"{name} had {x} {thing} in April and got {y} more {thing} in May. "
         f"How many {thing} does {name} have altogether?",

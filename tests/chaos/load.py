@@ -70,9 +70,11 @@ class Load:
             conf = {"lines": 40, "pause": 1}
         elif action:
             conf = {"lines": 3000, "pause": 1}  # it does not end by itself within the hour
-        conf["requeue"] = chance.random() < 0.8
+        requeue = chance.random() < 0.8
         # A sensor only watches: ending it would not end the job.
         dag = "sensor" if action is None and chance.random() < 0.2 else "storm"
+        # Nor can it submit the job of another task again, if that one is lost with its node.
+        conf["requeue"] = requeue or dag == "sensor"
         delay, blind = chance.uniform(0, 10), chance.random() < 0.4
         run = Run(dag, f"run-{len(self.runs)}", conf, action, delay, blind)
         try:

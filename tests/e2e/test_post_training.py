@@ -17,7 +17,7 @@ from testing.stack import DAG
 from testing.waiting import until
 
 TASKS = [
-    *("check", "prepare.run", "sft.train", "sft.merge"),
+    *("check", "prepare.run", "prepare.compare", "sft.train", "sft.merge"),
     *("ppo.ray_up", "ppo.submit", "ppo.wait", "ppo.ray_down"),
     *("merge.run", "evaluate.run", "upload.gate", "upload.run", "summary"),
 ]

@@ -14,7 +14,7 @@ from llm_bridge.operators.hub import NOT_PUBLISHED_XCOM
 from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM
 from llm_bridge.pipeline.approval import APPROVAL, GATE, evaluation_of, refusal
 from llm_bridge.pipeline.plan import COMPARE, UNCHANGED
-from llm_bridge.pipeline.unchanged import TRAINED_XCOM
+from llm_bridge.pipeline.unchanged import TRAINED_XCOM, of_previous_run
 from llm_bridge.ray.startup_timing import describe, seconds
 from llm_bridge.remote.node.evaluate import report
 from llm_bridge.sensors.ray import JOB_XCOM_RAY
@@ -161,8 +161,8 @@ class SummaryOperator(ClusterOperator):
 
 def _previous(ti: Any) -> dict[str, Any] | None:
     """Return run id, metric and scores of the newest earlier run of the DAG, if it was evaluated."""
-    earlier = ti.xcom_pull(task_ids=ti.task_id, key="summary", include_prior_dates=True)
-    if not earlier or earlier.get("run_id") in (None, ti.run_id):
+    earlier = of_previous_run(ti, "summary")
+    if not earlier or not earlier.get("run_id"):
         return None
     if not earlier.get("evaluation"):
         before: dict[str, Any] | None = earlier.get("previous")  # of a night that changed nothing

@@ -91,9 +91,21 @@ class UnchangedOperator(BaseOperator):
 
     def _trained_by(self, context: Context, fingerprint: str) -> str | None:
         """Return the id of the newest earlier run if it has the same fingerprint."""
-        ti: Any = context["ti"]
-        # With prior dates, the newest one; this run's own is left from before it was cleared.
-        trained = ti.xcom_pull(task_ids=SUMMARY, key=TRAINED_XCOM, include_prior_dates=True)
-        if not trained or trained["run_id"] == ti.run_id or trained["fingerprint"] != fingerprint:
+        trained = of_previous_run(context["ti"], TRAINED_XCOM)
+        if not trained or trained["fingerprint"] != fingerprint:
             return None
         return str(trained["run_id"])
+
+
+def of_previous_run(ti: Any, key: str) -> Any:
+    """Return an XCom of the summary of the newest earlier run that has succeeded; None where there is none.
+
+    Earlier is a run with an earlier logical date; a run that was triggered without one is not found. An XCom of prior
+    dates (``include_prior_dates``) would be of any run, the current one included, and without an order.
+
+    Args:
+        ti: The task instance of this run.
+        key: Key of the XCom.
+    """
+    run = ti.get_previous_dagrun(state="success")
+    return ti.xcom_pull(task_ids=SUMMARY, key=key, run_id=run.run_id) if run else None

@@ -39,7 +39,8 @@ def test_the_summary_of_a_run_has_the_changes_of_the_form_and_the_phases_of_the_
         dag_id="d",
         run_id="r",
         task_id="summary",
-        xcom_pull=lambda task_ids, key="return_value", **_: (
+        get_previous_dagrun=lambda state: None,
+        xcom_pull=lambda task_ids, key="return_value": (
             pulled.get(task_ids) if key == "return_value" else None
         ),
         xcom_push=lambda key, value: pushed.__setitem__(key, value),
@@ -73,6 +74,7 @@ def test_a_run_whose_model_is_refused_succeeds_and_says_why(
         dag_id="d",
         run_id="r",
         task_id="summary",
+        get_previous_dagrun=lambda state: None,
         xcom_pull=lambda task_ids, key="return_value", **_: pulled.get((task_ids, key)),
         xcom_push=lambda key, value: pushed.__setitem__(key, value),
         get_task_states=lambda **which: {

@@ -25,13 +25,13 @@ def compare(run_type: str, trained: dict[str, str] | None, prepared: Any = PREPA
     values = {
         ("check", "return_value"): plan(**changes).model_dump(mode="json"),
         ("prepare.run", "return_value"): {"result": prepared},
-        ("summary", "trained"): trained,
     }
     ti = SimpleNamespace(
         task_id="prepare.compare",
         run_id="r2",
-        xcom_pull=lambda task_ids, key="return_value", include_prior_dates=False: (
-            values[task_ids, key] if include_prior_dates or task_ids != "summary" else None
+        get_previous_dagrun=lambda state: SimpleNamespace(run_id="r1") if state == "success" else None,
+        xcom_pull=lambda task_ids, key="return_value", run_id="r2": (
+            values[task_ids, key] if run_id == "r2" else trained
         ),
     )
     context: Any = {"ti": ti, "dag_run": SimpleNamespace(run_type=run_type)}
@@ -82,7 +82,6 @@ def test_without_known_data_nothing_is_skipped() -> None:
         ("manual", trained()),
         ("scheduled", None),
         ("scheduled", {"fingerprint": "other", "run_id": "r1"}),
-        ("scheduled", trained("r2")),  # left by this run before it was cleared
     ],
 )
 def test_every_other_run_trains(run_type: str, earlier: dict[str, str] | None) -> None:
