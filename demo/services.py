@@ -16,7 +16,7 @@ from testing.hub import Hub
 from testing.local_cluster import LocalCluster, LocalClusterError
 from testing.paths import DAGS, PLUGINS, airflow_python
 from testing.site import CONNECTION, ssh_connection
-from testing.stack import CLUSTER, ProcessStack
+from testing.stack import CLUSTER, RECIPE, ProcessStack
 
 SSH_PORT = 22022
 LOGS = paths.DEMO / "logs"
@@ -53,6 +53,7 @@ class Demo(ProcessStack):
             CONNECTION: json.dumps(ssh_connection(self.cluster)),
             "AIRFLOW_CONN_HUGGINGFACE_LOCAL": self.hub.connection,
             "LLM_BRIDGE_INCLUDE": str(paths.include_dir()),
+            "LLM_BRIDGE_RECIPE": RECIPE,
         }
 
     # ---- start and stop

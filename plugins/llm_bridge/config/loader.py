@@ -29,6 +29,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 log = logging.getLogger(__name__)
 
+_DESCRIPTION = re.compile(r"""^description:[ ]*["']?([^"'#\n]+)""", re.MULTILINE)
 # The key in a recipe that is not valid.
 _SCHEDULE = re.compile(r"""^schedule:[ ]*["']?([^"'#\n]*[^"'#\s])""", re.MULTILINE)
 
@@ -60,6 +61,22 @@ def available(kind: str) -> list[str]:
         kind: ``clusters`` or ``recipes``.
     """
     return sorted(f.stem for f in (include_dir() / kind).glob("*.yaml") if f.stem not in _NOT_OFFERED)
+
+
+def titles(kind: str) -> dict[str, str]:
+    """Return what the trigger form shows for each name: the name, and the ``description`` of its file.
+
+    The files are not validated: a wrong one is offered, too, and the task ``check`` says what is wrong with it.
+
+    Args:
+        kind: ``clusters`` or ``recipes``.
+    """
+    found = {}
+    for name in available(kind):
+        text = (include_dir() / kind / f"{name}.yaml").read_text(encoding="utf-8", errors="replace")
+        described = _DESCRIPTION.search(text)
+        found[name] = f"{name}: {described[1].strip()}" if described else name
+    return found
 
 
 def load_cluster(name: str) -> Cluster:

@@ -6,6 +6,7 @@ cleared, finished stages are not run again, and a training resumes from its newe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -14,7 +15,7 @@ from airflow.sdk import DAG, Param, TaskGroup
 from airflow.sdk.exceptions import AirflowSkipException
 
 from llm_bridge import notifications
-from llm_bridge.config.loader import available
+from llm_bridge.config.loader import titles
 from llm_bridge.config.recipe import STAGES, Allocation, Stage
 from llm_bridge.operators.hub import HubUploadOperator
 from llm_bridge.operators.ray import RayClusterOperator, RaySubmitJobOperator
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 
 SFT = "sft.train"
+# Names the recipe that the form of post_training preselects.
+RECIPE_VARIABLE = "LLM_BRIDGE_RECIPE"
 # A stage that is not selected for this run is skipped, and the next one runs nevertheless.
 AFTER_SKIPPED = "none_failed"
 
@@ -138,20 +141,22 @@ def form(recipe: str | None = None) -> dict[str, Param]:
     """Return the fields of the trigger form, the most used first; an empty field means the recipe's value.
 
     Args:
-        recipe: Preselected recipe; the first one when empty.
+        recipe: Preselected recipe; when empty that of the environment variable LLM_BRIDGE_RECIPE, or the first one.
     """
-    recipes, clusters = available("recipes"), available("clusters")
+    recipes, clusters = titles("recipes"), titles("clusters")
+    preset = os.environ.get(RECIPE_VARIABLE, "")
     return {
         "recipe": Param(
-            recipe or recipes[0],
-            enum=recipes,
+            recipe or (preset if preset in recipes else next(iter(recipes))),
+            enum=list(recipes),
+            values_display=recipes,
             title="Recipe",
             description="Model, data and settings of the training: a file in include/recipes.",
         ),
         "cluster": Param(
             "",
             enum=["", *clusters],
-            values_display={"": "(from the recipe)"},
+            values_display={"": "(from the recipe)", **clusters},
             title="Cluster",
             description="Slurm cluster to train on: a file in include/clusters.",
         ),
@@ -165,12 +170,14 @@ def form(recipe: str | None = None) -> dict[str, Param]:
         "base_model": Param(
             None,
             type=["null", "string"],
+            section="Model",
             title="Base model",
             description="OWNER/NAME on the Hub, or an absolute path on the cluster. Empty: from the recipe.",
         ),
         "repo_id": Param(
             None,
             type=["null", "string"],
+            section="Model",
             title="Hub repository",
             description="OWNER/NAME of the repository that the model is uploaded to. Empty: from the recipe.",
         ),
@@ -178,6 +185,7 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             None,
             type=["null", "integer"],
             minimum=1,
+            section="Allocation",
             title="Nodes",
             description="Number of nodes for SFT, and the same for PPO. Empty: from the recipe.",
         ),
@@ -190,6 +198,7 @@ def form(recipe: str | None = None) -> dict[str, Param]:
                 "queue_ahead": "queue_ahead: PPO's job is queued while SFT runs",
                 "shared": "shared: one Slurm job for SFT and PPO",
             },
+            section="Allocation",
             title="Allocation",
             description=(
                 "Slurm jobs of SFT and PPO. queue_ahead and shared wait for a busy cluster's queue only once; see "
@@ -201,6 +210,7 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             type=["null", "array"],  # without "null" the form marks it as required
             items={"type": "string", "enum": list(STAGES)},
             examples=list(STAGES),
+            section="Stages",
             title="Stages",
             description=(
                 "Stages that are not selected are skipped. Without sft, PPO starts from the base model. Empty: those "
@@ -212,6 +222,7 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             type=["null", "array"],
             items={"type": "string", "enum": list(STAGES)},
             examples=list(STAGES),
+            section="Stages",
             title="Stages to run again",
             description=(
                 "When this run is cleared later, these stages run again from zero. Other finished stages are not run "
@@ -222,6 +233,7 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             None,
             type=["null", "string"],
             format="multiline",
+            section="Settings of verl",
             title="Overrides",
             description=(
                 "Settings of verl that differ from the recipe's, one a line: sft.KEY=VALUE or ppo.KEY=VALUE, such as "

@@ -273,3 +273,16 @@ def test_memory_may_be_a_number(include: Path) -> None:
     write(include, "clusters/mine.yaml", MINIMAL + "mem: 0\nstages: {merge: {mem_per_cpu: 4000}}\n")
     site = load_cluster("mine")
     assert (site.mem, site.stages["merge"].mem_per_cpu) == ("0", "4000")
+
+
+def test_the_form_shows_names_with_their_descriptions_also_of_files_that_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_bridge.config.loader import titles
+
+    monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path))
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    (recipes / "a.yaml").write_text('description: "Sums"  # short\nbase_model: x/y\n')
+    (recipes / "b.yaml").write_text("base_model: [\n")
+    assert titles("recipes") == {"a": "a: Sums", "b": "b"}

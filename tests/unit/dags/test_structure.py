@@ -156,6 +156,8 @@ def test_the_form_offers_recipes_clusters_and_stages(dags: dict[str, Any]) -> No
     assert "local" in params.get_param("cluster").schema["enum"]
     fields = ["recipe", "cluster", "run_name", "base_model", "repo_id", "nodes", "allocation"]
     assert list(params) == [*fields, "stages", "force_stages", "overrides"]
+    shown = params.get_param("recipe").schema["values_display"]["tiny_cpu"]
+    assert shown == "tiny_cpu: Tiny Llama on CPUs, for the local demo cluster"
     assert params.get_param("allocation").schema["enum"] == ["", "per_stage", "queue_ahead", "shared"]
 
 
@@ -191,3 +193,15 @@ def test_a_recipe_that_is_wrong_keeps_its_dag_and_those_of_the_others(
         "nightly_no_cron": None,
         "nightly_half": "1 2 * * *",
     }
+
+
+def test_the_form_preselects_the_recipe_of_the_environment_variable_if_it_exists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from llm_bridge.pipeline.dag import form
+
+    monkeypatch.setenv("LLM_BRIDGE_RECIPE", "tiny_cpu")
+    assert form()["recipe"].value == "tiny_cpu"
+    assert form("gsm8k_llama32_1b")["recipe"].value == "gsm8k_llama32_1b"
+    monkeypatch.setenv("LLM_BRIDGE_RECIPE", "gone")
+    assert form()["recipe"].value == "chat_sft_llama32_1b"
