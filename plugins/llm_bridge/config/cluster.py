@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -46,6 +47,15 @@ class Environment(FrozenModel):
     container: Text | None = None
     container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
     container_mounts: list[Text] = []
+
+    @field_validator("venv")
+    @classmethod
+    def _is_directory(cls, value: str | None) -> str | None:
+        if value and re.search("/bin/(activate|python[0-9.]*)$", value):
+            raise ValueError(
+                f"must be the directory of the environment: {re.sub('/bin/[^/]*$', '', value)} (got {value!r})"
+            )
+        return value
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Environment:

@@ -20,6 +20,9 @@ from llm_bridge.exceptions import ConfigError
 # The example explains every key; it is not a real cluster.
 _NOT_OFFERED = {"example"}
 
+# A name is also the id of a task (reap_orphans): one that Airflow refuses would cost the other clusters their sweep.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
 # Keys that a file cannot have, and what takes their place.
 _ELSEWHERE = {
     "overrides": "It is a field of the trigger form; in a recipe, set verl's own keys under sft.verl and ppo.verl"
@@ -55,12 +58,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def available(kind: str) -> list[str]:
-    """Return the names that the trigger form offers.
+    """Return the names that the trigger form offers; files with other names are left out.
 
     Args:
         kind: ``clusters`` or ``recipes``.
     """
-    return sorted(f.stem for f in (include_dir() / kind).glob("*.yaml") if f.stem not in _NOT_OFFERED)
+    names = (file.stem for file in (include_dir() / kind).glob("*.yaml"))
+    return sorted(name for name in names if name not in _NOT_OFFERED and _NAME.fullmatch(name))
 
 
 def titles(kind: str) -> dict[str, str]:
@@ -140,6 +144,18 @@ def check_model(model: type[Model], values: dict[str, Any], source: str) -> Mode
         raise describe_errors(error, model, source) from None
 
 
+def _not_offered(kind: str) -> str:
+    """Return the files that somebody may miss among the names, for an error; empty if there are none."""
+    files = (file for file in (include_dir() / kind).iterdir() if file.suffix in (".yaml", ".yml"))
+    ignored = sorted(file.name for file in files if file.suffix == ".yml" or not _NAME.fullmatch(file.stem))
+    if not ignored:
+        return ""
+    return (
+        f". Ignored because of their names: {', '.join(map(repr, ignored))}; rename them to NAME.yaml, with letters, "
+        "digits, '_', '-' and '.' in NAME"
+    )
+
+
 def _load(kind: str, name: str, model: type[Model]) -> Model:
     folder = include_dir() / kind
     # Looking the name up among the files instead of joining it to a path keeps "../" out.
@@ -147,6 +163,7 @@ def _load(kind: str, name: str, model: type[Model]) -> Model:
     if name not in names:
         raise ConfigError(
             f"{name!r} is not one of the {kind} in {folder}: choose from {', '.join(available(kind)) or '(none)'}"
+            f"{_not_offered(kind)}"
         )
     path = names[name]
     source = f"include/{kind}/{path.name}"

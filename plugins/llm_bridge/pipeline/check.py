@@ -27,6 +27,7 @@ from llm_bridge.remote import connections
 from llm_bridge.remote.messages import CheckAnswer, CheckRequest, HubAccess
 from llm_bridge.remote.node.verl import ppo_rules
 from llm_bridge.remote.transport import CommandFailed
+from llm_bridge.slurm.capacity import TooLarge
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.spec import ResolvedJob, SlurmJob
 
@@ -131,7 +132,10 @@ async def check_site(plan: Plan) -> None:
                 await _check_login_node(usable, plan, problems)
                 await _check_jobs(usable, jobs, problems)
     except NoConnection as error:
-        problems.append(f"ssh_conn_id in include/clusters/{cluster.name}.yaml: {error}")
+        problems.append(
+            f"ssh_conn_id in include/clusters/{cluster.name}.yaml: {error}. What is on the cluster is checked once the "
+            "login works"
+        )
     except (ConfigError, LoginDenied) as error:
         problems.append(f"{str(error).rstrip('.')}. What is on the cluster is checked once the login works")
     except CommandFailed as error:
@@ -241,11 +245,22 @@ async def _check_jobs(client: SlurmClient, jobs: list[SlurmJob], problems: list[
         return
     name = client.cluster.name
     causes: dict[str, list[str]] = {}
+    sizes: dict[TooLarge, list[str]] = {}
     wrong_names = await client.wrong_names([resolved for resolved, _ in refused])
-    for (resolved, refusal), wrong in zip(refused, wrong_names, strict=True):
+    # sbatch reports one error only: behind a wrong name there may be a size that no node has.
+    too_large = await client.too_large([resolved for resolved, _ in refused])
+    for (resolved, refusal), wrong, large in zip(refused, wrong_names, too_large, strict=True):
         problems += [each.describe(name) for each in wrong]
         if not wrong:
             causes.setdefault(refusal.cause, []).append(resolved.name)
+            continue
+        for size in large:
+            sizes.setdefault(size, []).append(resolved.name)
+    problems += [
+        f"{size.key} {size.wanted} of the jobs {', '.join(dict.fromkeys(templates))} is too large: the largest node "
+        f"has {size.most}. Change it in include/clusters/{name}.yaml or the recipe"
+        for size, templates in sizes.items()
+    ]
     problems += [
         f"Slurm on cluster {name!r} refuses the jobs {', '.join(dict.fromkeys(templates))}: {cause}. Check "
         f"include/clusters/{name}.yaml and the recipe's nodes and gpus_per_node"

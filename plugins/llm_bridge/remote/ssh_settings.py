@@ -5,14 +5,29 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from typing import Any
 
 import asyncssh
 
-HOST_KEY_FORM = (
-    "put the line of `ssh-keyscan -t ed25519 HOST` (with -p PORT for another port than 22) there, or its last two "
-    "words, such as 'ssh-ed25519 AAAA…'"
-)
+
+def scan(connection: Any) -> str:
+    """Return the ssh-keyscan command for a connection's login node, for messages.
+
+    Args:
+        connection: The Airflow connection.
+    """
+    port = f"-p {connection.port} " if connection.port not in (None, 22) else ""
+    return f"ssh-keyscan -t ed25519 {port}{connection.host or 'HOST'}"
+
+
+def host_key_form(connection: Any) -> str:
+    """Return what to do to set the extra ``host_key``, for messages.
+
+    Args:
+        connection: The Airflow connection.
+    """
+    return f"put the line that `{scan(connection)}` prints there, or its last two words, such as 'ssh-ed25519 AAAA…'"
 
 
 def host_keys(text: str) -> list[asyncssh.SSHKey]:
@@ -32,7 +47,8 @@ def host_keys(text: str) -> list[asyncssh.SSHKey]:
     # The base64 text of every public key begins so: it is the length of the name of its type.
     found = [word for line in lines for word in line.split() if word.startswith("AAAA")]
     if not found:
-        raise ValueError("there is no public key in it")
+        is_fingerprint = re.search("SHA256:|([0-9a-f]{2}:){15}", text)
+        raise ValueError(f"there is {'only a fingerprint' if is_fingerprint else 'no public key'} in it")
     return [_public_key(word) for word in found]
 
 
@@ -55,6 +71,11 @@ def problems(connection: Any) -> list[str]:
     found = []
     if not connection.host:
         found.append("it has no host: enter the login node's name")
+    elif wrong := re.search(r"[@/\s[]|^[^:]*:\d+$", connection.host):  # an IPv6 address has several colons
+        found.append(
+            f"its host is {connection.host!r}, with {wrong[0]!r}: enter the login node's name or address alone; user "
+            "name and port have fields of their own"
+        )
     if not connection.login:
         found.append("it has no login (Username): enter your user name on the cluster")
     for key in ("key_file", "known_hosts"):
@@ -76,7 +97,7 @@ def problems(connection: Any) -> list[str]:
         try:
             host_keys(str(extra["host_key"]))
         except ValueError as error:
-            found.append(f"its extra 'host_key' cannot be used, {error}: {HOST_KEY_FORM}")
+            found.append(f"its extra 'host_key' cannot be used, {error}: {host_key_form(connection)}")
     return found
 
 

@@ -162,9 +162,9 @@ class SshTransport:
         except asyncssh.HostKeyNotVerifiable as error:
             raise ConfigError(
                 f"the login node of {self.conn_id!r} presented a host key that is not trusted ({error}): "
-                f"{ssh_settings.trusted(settings)}. Compare the fingerprint that `ssh-keyscan HOST | ssh-keygen -lf -` "
-                "shows with the one that your administrators publish; then, in the connection's extra 'host_key', "
-                f"{ssh_settings.HOST_KEY_FORM}"
+                f"{ssh_settings.trusted(settings)}. Compare the fingerprint that `{ssh_settings.scan(settings)} | "
+                "ssh-keygen -lf -` shows with the one that your administrators publish; then, in the extra "
+                f"'host_key' of the connection, {ssh_settings.host_key_form(settings)}"
             ) from None
         except asyncssh.PermissionDenied as error:
             raise LoginDenied(

@@ -37,6 +37,24 @@ class Capacity:
     sizes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class TooLarge:
+    """Size of a job that no node of the cluster has.
+
+    Attributes:
+        key: Key of the cluster file or the recipe.
+        wanted: Its value.
+        most: The largest size of a node, with its unit.
+    """
+
+    key: str
+    wanted: int
+    most: str
+
+
+ALL_NODES = ("sinfo", "-a", "-h", "-N", "-o", SINFO_FORMAT)
+
+
 def argv(resolved: ResolvedJob) -> list[str]:
     """Return the sinfo call for :func:`measure`."""
     options = dict(resolved.directives)
@@ -79,6 +97,29 @@ def measure(resolved: ResolvedJob, output: str, excluded: Collection[str] = ()) 
         for partition, nodes in found.items()
     ]
     return max(capacities, key=lambda each: (each.configured, each.in_service), default=None)
+
+
+def too_large(resolved: ResolvedJob, output: str) -> list[TooLarge]:
+    """Return the sizes of a job that no node of any partition has.
+
+    Args:
+        resolved: The job.
+        output: Output of sinfo with :data:`SINFO_FORMAT`, with the nodes of all partitions.
+    """
+    rows = [line.split("|", 7)[3:6] for line in output.splitlines() if line.count("|") >= 7]
+    if not rows:
+        return []
+    own, options = resolved.job.resources, dict(resolved.directives)
+    most_cpus = max(int(cpus) if cpus.isdigit() else 0 for cpus, _, _ in rows)
+    most_gpus = max(sum(int(count) for count in _GPUS.findall(gres)) for _, _, gres in rows)
+    cpus = int(options.get("cpus-per-task") or 1)
+    found = []
+    if most_cpus and cpus * own.ntasks_per_node > most_cpus:
+        found.append(TooLarge("cpus_per_task", cpus, f"{most_cpus} CPUs"))
+    # Where no node has GPUs for Slurm, gpu_request is the key to change: sbatch's refusal tells of it.
+    if most_gpus and own.gpus_per_node > most_gpus:
+        found.append(TooLarge("gpus_per_node", own.gpus_per_node, f"{most_gpus} GPUs"))
+    return found
 
 
 def _capacity(partition: str, nodes: list[tuple[str, str, str]]) -> Capacity:

@@ -48,6 +48,7 @@ from llm_bridge.remote.transport import CommandFailed, Completed, Session, Trans
 from llm_bridge.slurm import accounting, batch_script, capacity, fingerprint, refusals, site_names
 from llm_bridge.slurm.accounting import Accounting
 from llm_bridge.slurm.batch_script import AttemptFiles
+from llm_bridge.slurm.capacity import TooLarge
 from llm_bridge.slurm.refusals import Verdict
 from llm_bridge.slurm.site_names import WrongNames
 from llm_bridge.slurm.spec import ResolvedJob
@@ -241,6 +242,11 @@ class SlurmClient:
         """Return for each job the names in its options that the site does not have."""
         site = await site_names.ask(self.run)
         return [await site_names.wrong_names(job, site, self.run) for job in jobs]
+
+    async def too_large(self, jobs: Sequence[ResolvedJob]) -> list[list[TooLarge]]:
+        """Return for each job its sizes that no node of the cluster has; none if sinfo fails."""
+        done = await self.run([*capacity.ALL_NODES])
+        return [capacity.too_large(job, "" if done.code else done.stdout) for job in jobs]
 
     async def _sinfo(self, argv: list[str]) -> str:
         done = await self.run(argv)

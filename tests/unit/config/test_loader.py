@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,23 @@ def test_every_shipped_cluster_and_recipe_is_valid() -> None:
 def test_the_example_cluster_is_not_offered_in_the_form() -> None:
     assert "example" not in available("clusters")
     assert "local" in available("clusters")
+
+
+@pytest.mark.parametrize("name", ["my site.yaml", "mine+1.yaml", "mine.yml"])
+def test_a_file_that_cannot_be_a_cluster_by_its_name_is_not_offered_and_the_error_says_so(
+    include: Path, name: str
+) -> None:
+    write(include, f"clusters/{name}", MINIMAL)
+    assert name.rpartition(".")[0] not in available("clusters")
+    with pytest.raises(ConfigError, match=rf"Ignored because of their names: '{re.escape(name)}'; rename"):
+        load_cluster("mine")
+
+
+def test_a_program_in_the_virtual_environment_is_refused_with_its_directory(include: Path) -> None:
+    for program in ("activate", "python3"):
+        write(include, "clusters/mine.yaml", MINIMAL + f"environment: {{venv: /e/verl/bin/{program}}}\n")
+        with pytest.raises(ConfigError, match=r"environment\.venv: must be the directory .*: /e/verl \(got"):
+            load_cluster("mine")
 
 
 def test_an_unknown_key_is_named_with_the_file_and_the_allowed_keys(include: Path) -> None:

@@ -29,6 +29,7 @@ from llm_bridge.pipeline.check import CheckOperator, check_site, planned_jobs
 from llm_bridge.pipeline.plan import Plan, make_plan
 from llm_bridge.remote.messages import CheckAnswer, CheckRequest, HubAccess
 from llm_bridge.remote.transport import CommandFailed, Completed
+from llm_bridge.slurm.capacity import TooLarge
 from llm_bridge.slurm.site_names import WrongNames
 from llm_bridge.slurm.spec import ResolvedJob
 
@@ -47,6 +48,7 @@ class Client:
         self.refuses: str | None = None
         self.refusal: Exception = JobRefused("no such partition", "job", "local")
         self.wrong: list[WrongNames] = []
+        self.large: list[TooLarge] = []
         # Output of each program that is a Python, and of `which python3`.
         self.pythons = {"/usr/bin/python3": "llm-bridge 3.9\n"}
         self.which = "/usr/bin/python3\n"
@@ -61,6 +63,9 @@ class Client:
 
     async def wrong_names(self, jobs: list[ResolvedJob]) -> list[list[WrongNames]]:
         return [self.wrong for _ in jobs]
+
+    async def too_large(self, jobs: list[ResolvedJob]) -> list[list[TooLarge]]:
+        return [self.large for _ in jobs]
 
     async def call_helper(self, helper: str, request: CheckRequest, answer: Any) -> CheckAnswer:
         assert (helper, answer) == ("check_site", CheckAnswer)
@@ -326,6 +331,18 @@ async def test_wrong_names_of_all_keys_replace_slurms_refusal(client: Client) ->
     assert str(error.value).splitlines()[1:] == [
         f"  - partition {where} partition 'gpu': choose from main, low, or delete the key",
         f"  - constraint {where} feature 'h100': delete the key",
+    ]
+
+
+async def test_a_size_that_no_node_has_is_reported_beside_wrong_names(client: Client) -> None:
+    client.refuses = "sft"
+    client.wrong = [WrongNames("partition", "partition", ("gpu",), ("main",))]
+    client.large = [TooLarge("gpus_per_node", 8, "4 GPUs")]
+    with pytest.raises(ConfigError) as error:
+        await check_site(plan())
+    assert str(error.value).splitlines()[2:] == [
+        "  - gpus_per_node 8 of the jobs sft is too large: the largest node has 4 GPUs. Change it in "
+        "include/clusters/local.yaml or the recipe"
     ]
 
 

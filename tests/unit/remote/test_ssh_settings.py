@@ -52,7 +52,24 @@ def test_all_keys_of_a_scan_are_read() -> None:
 )
 def test_what_is_no_host_key_is_a_problem_with_the_form_to_use(text: str) -> None:
     [problem] = ssh_settings.problems(connection(extra={"host_key": text}))
-    assert "extra 'host_key'" in problem and "ssh-keyscan -t ed25519 HOST" in problem and "-p PORT" in problem
+    assert "extra 'host_key'" in problem and "`ssh-keyscan -t ed25519 login.example.org`" in problem
+    assert ("only a fingerprint" in problem) is text.startswith("SHA256:")
+
+
+def test_the_command_for_the_host_key_is_that_of_the_connections_port() -> None:
+    assert ssh_settings.scan(connection(port=22)) == "ssh-keyscan -t ed25519 login.example.org"
+    assert ssh_settings.scan(connection(port=2222)) == "ssh-keyscan -t ed25519 -p 2222 login.example.org"
+
+
+@pytest.mark.parametrize("host", ["ada@login", "ssh://login", "login:2222", "login ", "[::1]:22"])
+def test_a_host_with_more_than_a_name_is_a_problem(host: str) -> None:
+    [problem] = ssh_settings.problems(connection(host=host))
+    assert repr(host) in problem and "name or address alone" in problem
+
+
+@pytest.mark.parametrize("host", ["login", "login.example.org", "10.0.0.1", "fe80::1:22"])
+def test_a_hosts_name_or_address_is_no_problem(host: str) -> None:
+    assert ssh_settings.problems(connection(host=host)) == []
 
 
 def test_all_problems_are_found_at_once(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.slurm import capacity
-from llm_bridge.slurm.capacity import Capacity
+from llm_bridge.slurm.capacity import Capacity, TooLarge
 from llm_bridge.slurm.spec import ResolvedJob, SlurmJob
 
 # From `sinfo -h -N -o "%P|%N|%t|%c|%m|%G|%f|%E"` of Slurm 22.05.
@@ -80,3 +80,17 @@ def test_without_a_partition_the_default_one_counts() -> None:
 def test_partition_and_nodelist_are_left_to_sinfo() -> None:
     argv = capacity.argv(job(partition="gpu", nodelist="g[1-3]"))
     assert argv[-4:] == ["-p", "gpu", "-n", "g[1-3]"]
+
+
+def test_sizes_that_no_node_of_any_partition_has_are_found() -> None:
+    assert capacity.too_large(job(cpus_per_task=65, gpus_per_node=9, partition="nowhere"), SINFO) == [
+        TooLarge("cpus_per_task", 65, "64 CPUs"),
+        TooLarge("gpus_per_node", 9, "8 GPUs"),
+    ]
+    assert capacity.too_large(job(cpus_per_task=64, gpus_per_node=8, partition="cpu"), SINFO) == []
+
+
+def test_nothing_is_too_large_where_the_nodes_sizes_are_unknown() -> None:
+    without_gpus = "cpu*|c1|idle|n/a|64000|(null)|(null)|none\n"
+    assert capacity.too_large(job(cpus_per_task=65), without_gpus) == []
+    assert capacity.too_large(job(cpus_per_task=65), "") == []
