@@ -159,7 +159,7 @@ def _not_offered(kind: str) -> str:
 def _load(kind: str, name: str, model: type[Model]) -> Model:
     folder = include_dir() / kind
     # Looking the name up among the files instead of joining it to a path keeps "../" out.
-    names = {f.stem: f for f in folder.glob("*.yaml")}
+    names = {f.stem: f for f in folder.glob("*.yaml") if _NAME.fullmatch(f.stem)}
     if name not in names:
         raise ConfigError(
             f"{name!r} is not one of the {kind} in {folder}: choose from {', '.join(available(kind)) or '(none)'}"

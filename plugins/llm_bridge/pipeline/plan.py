@@ -46,8 +46,9 @@ RESPONSE_LENGTH = "data.max_response_length"
 class Form(FrozenModel):
     """Fields of the trigger form. An empty field keeps the recipe's value."""
 
-    recipe: SlurmWord
-    cluster: SlurmWord | None = None
+    # Both are looked up among the files.
+    recipe: Text
+    cluster: Text | None = None
     run_name: Text | None = Field(default=None, max_length=100)
     base_model: HubIdOrPath | None = None
     repo_id: HubId | None = None

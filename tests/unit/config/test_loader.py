@@ -38,7 +38,7 @@ def test_a_file_that_cannot_be_a_cluster_by_its_name_is_not_offered_and_the_erro
     write(include, f"clusters/{name}", MINIMAL)
     assert name.rpartition(".")[0] not in available("clusters")
     with pytest.raises(ConfigError, match=rf"Ignored because of their names: '{re.escape(name)}'; rename"):
-        load_cluster("mine")
+        load_cluster(name.removesuffix(".yaml"))
 
 
 def test_a_program_in_the_virtual_environment_is_refused_with_its_directory(include: Path) -> None:

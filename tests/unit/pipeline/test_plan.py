@@ -176,6 +176,7 @@ def test_stages_on_cpus_request_no_gpus() -> None:
         ({"evil": 1}, "evil: no such key. Allowed here: allocation, base_model, cluster"),
         ({"recipe": "nope"}, "'nope' is not one of the recipes .* tiny_cpu"),
         ({"cluster": "nope"}, "'nope' is not one of the clusters .* local"),
+        ({"cluster": "my site"}, "'my site' is not one of the clusters"),
         ({"stages": ["upload"]}, "has no model to upload"),
         ({"stages": ["prepare", "merge"]}, "choose 'ppo' too"),
         ({"stages": ["sft", "ppo", "upload"]}, "choose it too"),
