@@ -75,3 +75,13 @@ class Evaluation(JobSize):
                 "decoding.temperature, such as 1.0, or samples to 1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _settings_of_a_harness(self) -> Evaluation:
+        given = [key for key in ("harness_chat_template", "harness_hours") if getattr(self, key)]
+        if given and not self.harness:
+            raise ValueError(
+                f"{' and '.join(given)} would have no effect without tasks: set harness, such as [hellaswag], or "
+                f"remove {' and '.join(given)}"
+            )
+        return self

@@ -90,12 +90,20 @@ def _hub_id_or_path(text: str) -> str:
 
 
 def _cron(text: str) -> str:
-    from croniter import croniter  # Airflow's own; only a recipe with a schedule needs it
+    # Airflow's own; only a recipe with a schedule needs it
+    from croniter import CroniterBadDateError, croniter
 
-    if text not in CRON_PRESETS and not (len(text.split()) == 5 and croniter.is_valid(text)):
+    if text in CRON_PRESETS:
+        return text
+    if len(text.split()) != 5 or not croniter.is_valid(text):
         raise ValueError(
             f'must be a cron line of five fields, such as "0 22 * * *", or one of {", ".join(CRON_PRESETS)}'
         )
+    try:
+        croniter(text).get_next()
+    except CroniterBadDateError:
+        # Airflow would show the DAG, and never run it.
+        raise ValueError("must be a cron line with dates that exist: there is no such day of the month") from None
     return text
 
 

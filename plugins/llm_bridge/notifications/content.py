@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_bridge.notifications.message import Message, Occasion, duration, page_url
 from llm_bridge.remote.attempt_dir import Reason
+from llm_bridge.remote.node.evaluate import report
 from llm_bridge.slurm.events import HangReport
 from llm_bridge.slurm.status import JobInfo
 
@@ -117,7 +118,7 @@ def _scores(summary: Mapping[str, Any]) -> str:
     if not found:
         return ""
     before = summary.get("previous") or {}
-    same = all(before.get(key) == found[key] for key in ("metric", "rows"))
+    same = bool(before) and all(before.get(key) == value for key, value in report.comparable(found).items())
     parts = []
     for name, model in found["models"].items():
         text = f"{name} {model['score']:.4f}"

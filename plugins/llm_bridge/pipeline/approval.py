@@ -75,7 +75,7 @@ class ApprovalTask(HITLOperator):
         decision = context["ti"].xcom_pull(task_ids=GATE)
         if decision and not decision["publish"]:
             raise AirflowSkipException(decision["reason"])
-        self.subject = f"Publish {plan.final_model} as {plan.recipe.hub.repo_id}?"
+        self.subject = f"Publish the {NAMES[plan.final]} of run {plan.run_name} as {plan.recipe.hub.repo_id}?"
         self.body = page(plan, evaluation_of(context), decision)
         if hours := plan.recipe.publish.approval_hours:
             # The default answer is the one that is taken then.
@@ -159,8 +159,11 @@ def page(plan: Plan, evaluation: dict[str, Any] | None, decision: dict[str, Any]
 
 def _quoted(text: str) -> list[str]:
     """Return a text as an indented block, in which nothing has a meaning in Markdown."""
+    if not text.strip():
+        # Markdown drops such a block: the page would show nothing.
+        return ["    (only white space)" if text else "    (empty)"]
     cut = text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]} ..."
-    return [f"    {line}" for line in cut.splitlines()] or ["    (empty)"]
+    return [f"    {line}" for line in cut.splitlines()]
 
 
 def _inline(text: str) -> str:

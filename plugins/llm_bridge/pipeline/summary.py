@@ -47,7 +47,7 @@ class SummaryOperator(ClusterOperator):
     "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
     overrides changed in the recipe], "evaluation": {...} or None, "refused": why the model is not published, or
     None, "unchanged_since": the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of
-    the newest earlier run that was evaluated, or None}``.
+    the newest earlier run that was evaluated, with what its scores depend on, or None}``.
     """
 
     ui_color = "#eeeeee"
@@ -160,7 +160,7 @@ class SummaryOperator(ClusterOperator):
 
 
 def _previous(ti: Any) -> dict[str, Any] | None:
-    """Return run id, metric and scores of the newest earlier run of the DAG, if it was evaluated."""
+    """Return run id and scores of the newest earlier run of the DAG if it was evaluated, and what they depend on."""
     earlier = of_previous_run(ti, "summary")
     if not earlier or not earlier.get("run_id"):
         return None
@@ -169,7 +169,7 @@ def _previous(ti: Any) -> dict[str, Any] | None:
         return before
     found = earlier["evaluation"]
     scores = {name: model["score"] for name, model in found["models"].items()}
-    return {"run_id": earlier["run_id"], "metric": found["metric"], "rows": found["rows"], "scores": scores}
+    return {"run_id": earlier["run_id"], "scores": scores, **report.comparable(found)}
 
 
 def _refused(context: Context) -> str | None:

@@ -32,6 +32,7 @@ def check(kind: Any, value: Any) -> Any:
         (types.VariableName, "_NCCL_DEBUG2"),
         (types.Count, 100_000),
         (types.Hours, 0.5),
+        *((types.CronLine, text) for text in ("0 22 * * 1-5", "0 2 29 2 *", "@daily")),
         *((types.HubId, text) for text in ("me/m", "_me/m_", "0/Llama-3.2_1B.v2", "a" * 96 + "/" + "b" * 96)),
         *((types.HubIdOrPath, text) for text in ("me/m", "/models/my--model.git", "/a..b")),
     ],
@@ -60,6 +61,8 @@ def test_a_valid_value_is_unchanged(kind: Any, value: Any) -> None:
             for text in (*NO_HUB_IDS, "/etc/../etc", "/a/.", "/", "/a//b", "/a b", "")
         ),
         *((types.Hours, number) for number in (0, -1, 10_001)),
+        *((types.CronLine, text) for text in ("61 2 * * *", "0 2 * *", "0 2 * * * *", "daily", "@once", "")),
+        (types.CronLine, "0 2 30 2 *"),  # Airflow shows such a DAG and never runs it
     ],
 )
 def test_an_invalid_value_is_refused(kind: Any, value: Any) -> None:

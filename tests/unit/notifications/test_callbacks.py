@@ -13,6 +13,7 @@ from llm_bridge.diagnosis.report import titled
 from llm_bridge.notifications import callbacks
 from llm_bridge.operators.exceptions import SlurmJobFailed
 from llm_bridge.remote.attempt_dir import Reason
+from llm_bridge.remote.node.evaluate import report
 from llm_bridge.slurm.events import EndReason, HangReport, SlurmJobEvent
 from llm_bridge.slurm.status import JobInfo
 
@@ -243,15 +244,16 @@ def test_the_alert_about_a_success_has_the_model_and_the_durations(posts: Any) -
 
 
 def test_the_alert_about_a_night_has_the_scores_beside_those_of_the_night_before(posts: Any) -> None:
-    evaluation = {"metric": "score", "rows": 500, "models": {"base": {"score": 0.25}, "rl": {"score": 0.5}}}
-    previous = {"run_id": "monday", "metric": "score", "rows": 500, "scores": {"rl": 0.45}}
-    summary = {"stages": [], "evaluation": evaluation, "previous": previous}
-    callbacks.run_succeeded(context(Ti("summary", xcoms={"summary": summary})))
-    summary = {**summary, "previous": {**previous, "rows": 100}}
-    callbacks.run_succeeded(context(Ti("summary", xcoms={"summary": summary})))
+    models = {"base": {"score": 0.25}, "rl": {"score": 0.5}}
+    evaluation = {"metric": "score", "rows": 500, "conditions": "c", "data": {"hash": "d"}, "models": models}
+    previous = {"run_id": "monday", "scores": {"rl": 0.45}, **report.comparable(evaluation)}
+    others: list[dict[str, Any]] = [{"rows": 100}, {"conditions": "other"}, {"data_hash": "other"}]
+    for change in ({}, *others):
+        summary = {"stages": [], "evaluation": evaluation, "previous": {**previous, **change}}
+        callbacks.run_succeeded(context(Ti("summary", xcoms={"summary": summary})))
     assert [said["facts"]["Score"] for _, said in posts] == [
         "score: base 0.2500, rl 0.5000 (0.4500 in monday)",
-        "score: base 0.2500, rl 0.5000",
+        *["score: base 0.2500, rl 0.5000"] * len(others),
     ]
 
 

@@ -120,11 +120,18 @@ def test_the_approval_page_has_scores_and_samples_and_the_time_limit_rejects(
     task = ApprovalTask(task_id="approval")
     assert task.execute(context({"approval": True, "approval_hours": 2})) == "asked"
     assert (task.response_timeout, task.defaults) == (timedelta(hours=2), ["Reject"])
-    assert task.subject.endswith("/merge/model as demo/tiny-llama-gsm8k?") and task.body
+    assert task.subject == "Publish the RL model of run r as demo/tiny-llama-gsm8k?" and task.body
     assert "| RL model | 0.5000 | 0.4000 to 0.6000 | 5 | 50.0% |" in task.body
     assert "| rl-base | +0.2500 | +0.1000 to +0.4000 |" in task.body
     assert "    # 1 + 1?" in task.body and "    </td>" in task.body, "a text is no Markdown of the page"
     assert "    (empty)" in task.body
+
+
+def test_an_answer_of_white_space_is_named_on_the_page_where_markdown_would_show_nothing(context: Any) -> None:
+    plan = approval.plan_of(context("approval"))
+    blank = {**SAMPLE, "answers": {"base": {"text": "\n\n ", "score": 0.0}}}
+    page = approval.page(plan, {**EVALUATION, "samples": [blank]}, None)
+    assert "**base model**, score 0:\n\n    (only white space)" in page
 
 
 def test_without_an_evaluation_the_page_says_so(context: Any) -> None:

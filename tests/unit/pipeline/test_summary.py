@@ -91,6 +91,19 @@ def test_a_run_whose_model_is_refused_succeeds_and_says_why(
     assert ("not published because of x" in capsys.readouterr().out) is bool(refused)
 
 
+def test_the_scores_of_the_run_before_come_with_what_they_depend_on() -> None:
+    evaluation = {
+        **{"metric": "m", "rows": 4, "conditions": "c", "data": {"hash": "d"}},
+        "models": {"sft": {"score": 0.5}},
+    }
+    ti = SimpleNamespace(
+        get_previous_dagrun=lambda state: SimpleNamespace(run_id="monday"),
+        xcom_pull=lambda **which: {"run_id": which["run_id"], "evaluation": evaluation},
+    )
+    dependencies = {"metric": "m", "rows": 4, "conditions": "c", "data_hash": "d"}
+    assert summary._previous(ti) == {"run_id": "monday", "scores": {"sft": 0.5}, **dependencies}
+
+
 async def test_a_row_has_the_times_of_the_runs_own_job_and_not_of_one_that_got_its_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

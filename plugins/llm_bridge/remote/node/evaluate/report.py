@@ -23,6 +23,12 @@ def in_order(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def comparable(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return what two evaluations must have in common for their scores to be comparable."""
+    data_hash = (evaluation.get("data") or {}).get("hash")
+    return {**{key: evaluation.get(key) for key in ("metric", "rows", "conditions")}, "data_hash": data_hash}
+
+
 def table(evaluation: dict[str, Any]) -> list[str]:
     """Return the evaluation as lines of text."""
     lines = [f"evaluation: {evaluation['metric']} on {evaluation['rows']} rows, 95 % intervals"]
