@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from testing.airflow_api import ApiError
 from testing.programs import run_program
-from testing.stack import DAG
+from testing.stack import DAG, RECIPE
 from testing.waiting import until
 
 TASKS = [
@@ -216,6 +217,28 @@ def test_the_run_page_has_attempts_and_curves_also_of_a_run_that_was_cleared(
     curves = {(c["task"], c["name"]): c for c in stack.api.ask("GET", f"{page}/curves")["curves"]}
     assert len(curves["sft.train", "train/loss"]["x"]) > 1
     assert curves["ppo.wait", "critic/score/mean"]["y"]
+
+
+def test_a_gate_that_refuses_is_no_failure_and_the_log_the_summary_and_the_run_page_say_why(
+    stack: Any, full_run: str
+) -> None:
+    """Cleared together, the gate waits for check's new plan; nothing is trained or evaluated again."""
+    file = stack.site.include / "recipes" / f"{RECIPE}.yaml"
+    text, jobs = file.read_text(), slurm_jobs(stack)
+    try:
+        file.write_text(yaml.safe_dump({**yaml.safe_load(text), "publish": {"min_score": 0.99}}))
+        stack.clear(DAG, full_run, "check", "upload.gate", "upload.run", "summary")
+        assert stack.api.wait(DAG, full_run, 600) == "success"
+    finally:
+        file.write_text(text)
+    why = "not published because the score .* of the RL model is below min_score 0.99"
+    states, summary = stack.states(DAG, full_run), stack.api.xcom(DAG, full_run, "summary", "summary")
+    assert states["upload.gate"] == "success" and states["upload.run"] == "skipped", states
+    assert summary["model"] is None and re.fullmatch(why, summary["refused"])
+    for task in ("upload.gate", "upload.run", "summary"):
+        assert re.search(why, stack.log(DAG, full_run, task)), task
+    assert re.search(why, json.dumps(stack.api.ask("GET", f"/llm-bridge/api/runs/{DAG}/{full_run}")))
+    assert slurm_jobs(stack) == jobs
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

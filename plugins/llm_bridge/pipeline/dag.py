@@ -134,6 +134,8 @@ def post_training(
         sft_merge >> ray_up
         wait >> merge >> evaluate >> gate >> approval >> upload >> summary
         [check, ray_down] >> summary
+        # Every task has its plan from check: one that is cleared together with check must wait for the new plan.
+        check >> [compare, train, sft_merge, ray_up, submit, wait, merge, evaluate, gate, approval, upload]
     return dag
 
 
