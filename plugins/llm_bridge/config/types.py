@@ -103,7 +103,9 @@ def _cron(text: str) -> str:
         croniter(text).get_next()
     except CroniterBadDateError:
         # Airflow would show the DAG, and never run it.
-        raise ValueError("must be a cron line with dates that exist: there is no such day of the month") from None
+        raise ValueError(
+            "must be a cron line with dates that exist: there is no such day of the month"
+        ) from None
     return text
 
 

@@ -59,7 +59,9 @@ def run(found: RunRecords, now: float | None = None) -> dict[str, Any]:
         "cluster": plan.get("cluster"),
         "directory": plan.get("directory"),
         "base_model": recipe.get("base_model"),
-        "algorithm": _mapping(recipe.get("ppo")).get("algorithm"),
+        "algorithm": _mapping(recipe.get("ppo")).get("algorithm")
+        if "ppo" in (plan.get("stages") or ())
+        else None,
         "changes": plan.get("changes") or [],
         "settings": dict(_flat(recipe)),
         "now": now,

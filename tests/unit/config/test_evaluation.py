@@ -55,7 +55,10 @@ def test_one_task_of_the_harness_needs_no_list(include: Path) -> None:
         ({"harness": ["a,b"]}, "a task of lm-evaluation-harness, such as hellaswag"),
         ({"harness": ["--help"]}, "a task of lm-evaluation-harness, such as hellaswag"),
         ({"harness_hours": 2}, "set harness, such as [hellaswag], or remove harness_hours"),
-        ({"harness_chat_template": True}, "set harness, such as [hellaswag], or remove harness_chat_template"),
+        (
+            {"harness_chat_template": True},
+            "set harness, such as [hellaswag], or remove harness_chat_template",
+        ),
         ({"nodes": 2}, "remove nodes, and set gpus_per_node instead"),
         (False, "evaluate"),
         ({"row": 5}, "rows"),

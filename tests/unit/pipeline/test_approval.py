@@ -127,7 +127,9 @@ def test_the_approval_page_has_scores_and_samples_and_the_time_limit_rejects(
     assert "    (empty)" in task.body
 
 
-def test_an_answer_of_white_space_is_named_on_the_page_where_markdown_would_show_nothing(context: Any) -> None:
+def test_an_answer_of_white_space_is_named_on_the_page_where_markdown_would_show_nothing(
+    context: Any,
+) -> None:
     plan = approval.plan_of(context("approval"))
     blank = {**SAMPLE, "answers": {"base": {"text": "\n\n ", "score": 0.0}}}
     page = approval.page(plan, {**EVALUATION, "samples": [blank]}, None)

@@ -97,6 +97,12 @@ def test_values_that_are_not_what_they_should_be_show_nothing() -> None:
     assert found["data"] == {} and found["attempts"] == [] and found["settings"] == {}
 
 
+@pytest.mark.parametrize(("stages", "shown"), [(["sft", "ppo"], "grpo"), (["sft"], None)])
+def test_the_algorithm_of_rl_is_shown_only_of_a_run_with_rl(stages: list[str], shown: str | None) -> None:
+    plan = {"stages": stages, "recipe": {"ppo": {"algorithm": "grpo"}}}
+    assert run(task("check", "success", return_value=plan))["algorithm"] == shown
+
+
 def test_a_link_that_is_no_web_address_is_left_out() -> None:
     found = run(
         task(
