@@ -13,7 +13,7 @@ import sys
 import types
 
 line = sys.stdin.readline()
-if line[-1:] != chr(10):  # fish reads a backslash in quotes differently
+if not line.endswith(chr(10)):  # fish reads a backslash in quotes differently
     # A start file such as "read" or "exec zsh", which ssh runs before the command, has taken it.
     sys.exit(
         "the request did not arrive on standard input: a start file of the login shell, such as ~/.bashrc, reads it. "
