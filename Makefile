@@ -69,6 +69,9 @@ log-probs-report: setup ## measure log-probabilities without flash-attn, beside 
 	@mkdir -p build/log-probs
 	@PYTHONPATH=plugins $(HOME_DIR)/cluster-env/bin/python -m benchmarks.log_probs_report | tee build/log-probs/report.json
 
+gpu-trial: ## train on this machine's GPUs, without Slurm: build/gpu-trial/report.json (GPU_PYTHON=ENV/bin/python CASES="ppo-1b")
+	@$(or $(GPU_PYTHON),$(HOME_DIR)/cluster-env/bin/python) -m benchmarks.gpu_trial $(CASES)
+
 upload-report: setup ## upload three shards, beside hf upload, in turns: build/upload/report.json (other size: SIZE=200)
 	@mkdir -p build/upload
 	@PYTHONPATH=plugins:. $(PYTHON) -m benchmarks.upload_report $(SIZE) | tee build/upload/report.json

@@ -1,11 +1,12 @@
-"""Train on the GPUs of this machine with the programs of a job, without Slurm: ``make gpu-trial`` (about 15 minutes).
+"""Train on the GPUs of this machine with the programs of a job, without Slurm: ``make gpu-trial`` (about 20 minutes).
 
 Needs the driver and an environment as of requirements-cluster-vllm.txt; without them it prints which cases did not run
 and why, and ends with exit code 1. Settings are the recipes' own, with batches for one machine. Models are made here: a
-small Llama, which SFT teaches sums first so that a reward can rise, and one of Llama-3.2-1B's shape with random weights,
-for time and memory. ``direct`` cases start verl's trainer without llm-bridge, with the arguments that the job would use.
+small Llama, which SFT teaches sums first so that a reward can rise, and one of Llama-3.2-1B's shape with random weights
+for time and memory. ``direct:CASE`` starts verl's trainer without llm-bridge, with the arguments that the job would
+use; ``CASE#2`` repeats a case.
 
-build/gpu-trial/report.json has the numbers, FOLDER/NAME/output.log each case's output.
+build/gpu-trial/report.json has the numbers, build/gpu-trial/CASE/output.log each case's output.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "plugins"), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 
 from llm_bridge.remote import attempt_dir, node_archive
 
@@ -45,7 +47,8 @@ SMALL: dict[str, Any] = {
     f"{ACTOR}.optim.lr": 4.0e-5,
     MEMORY: 0.5,
 }
-# The recipe's batch of one GPU of sixteen, four times.
+CRITIC = {f"{ACTOR}.ppo_micro_batch_size_per_gpu": 32, "critic.ppo_micro_batch_size_per_gpu": 32}
+# Four times the share that one of the recipe's sixteen GPUs has of a batch.
 LARGE: dict[str, Any] = {"data.train_batch_size": 64, f"{ACTOR}.ppo_mini_batch_size": 16}
 GROUPS: dict[str, Any] = {"data.train_batch_size": 32, f"{ACTOR}.ppo_mini_batch_size": 8}
 LORA: dict[str, Any] = {
@@ -75,7 +78,7 @@ class Case(NamedTuple):
 
 CASES = {
     "grpo-small": Case(GRPO, "small", 25, SMALL),
-    "ppo-small": Case(PPO, "small", 10, SMALL | {f"{ACTOR}.ppo_micro_batch_size_per_gpu": 32, "critic.ppo_micro_batch_size_per_gpu": 32}),
+    "ppo-small": Case(PPO, "small", 10, SMALL | CRITIC),
     "ppo-1b": Case(PPO, "1b", 4, LARGE),
     "ppo-1b-half": Case(PPO, "1b", 4, LARGE | {MEMORY: 0.5}),
     "grpo-1b": Case(GRPO, "1b", 8, GROUPS | {MEMORY: 0.5}),
@@ -148,7 +151,11 @@ class Trial:
         with log.open("ab") as output:
             try:
                 code = subprocess.run(
-                    command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, timeout=60 * self.minutes
+                    command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=log.parent,
+                    timeout=60 * self.minutes,
                 ).returncode
             except subprocess.TimeoutExpired:
                 code = 124
@@ -167,7 +174,9 @@ class Trial:
     def make_models(self, small: bool = True, large: bool = True) -> None:
         """Make data and both models; SFT teaches the small one."""
         if small and not (self.folder / "small" / "config.json").exists():
-            self.run("assets", [sys.executable, str(Path(__file__).resolve()), "--make-assets", str(self.folder)])
+            self.run(
+                "assets", [sys.executable, str(Path(__file__).resolve()), "--make-assets", str(self.folder)]
+            )
         if not small or (self.folder / "sft" / "model" / "config.json").exists():
             return
         settings = self.folder / "sft" / attempt_dir.SETTINGS
@@ -185,7 +194,10 @@ class Trial:
             "trainer.save_freq": 60,
             "trainer.test_freq": 60,
         }
-        common = {"model_path": str(self.folder / "small"), "checkpoint_dir": str(settings.parent / "checkpoints")}
+        common = {
+            "model_path": str(self.folder / "small"),
+            "checkpoint_dir": str(settings.parent / "checkpoints"),
+        }
         settings.write_text(json.dumps(self.common("sft") | common | {"verl": verl, "keep": 1}))
         self.run("sft", self.program("sft", str(settings)))
         merge = settings.with_name("merge.json")
@@ -274,7 +286,9 @@ def numbers(text: str, verl: dict[str, Any]) -> dict[str, Any]:
         "all_step_s": [round(step[METRICS["step_s"]], 3) for step in found],
         "scores": [round(step[METRICS["score"]], 4) for step in found],
         **medians,
-        "cache": re.findall(r"GPU KV cache size: [\d,]+ tokens|Available KV cache memory: [\d.]+ GiB", text)[:2],
+        "cache": re.findall(r"GPU KV cache size: [\d,]+ tokens|Available KV cache memory: [\d.]+ GiB", text)[
+            :2
+        ],
     }
 
 
@@ -361,11 +375,15 @@ def _row(demo: Any, chance: Any) -> dict[str, Any]:
 
 def main() -> int:
     """Run the cases that are named, and print a report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/gpu-trial"))
     parser.add_argument("--minutes", type=float, default=15, help="longest time of a case (15)")
     parser.add_argument("--make-assets", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("cases", nargs="*", help=f"{', '.join(CASES)}; each also as direct:NAME; default: all")
+    parser.add_argument(
+        "cases", nargs="*", help=f"{', '.join(CASES)}; each also as direct:NAME; default: all"
+    )
     given = parser.parse_args()
     if given.make_assets:
         make_assets(given.make_assets)
