@@ -1,4 +1,4 @@
-"""Train on the GPUs of this machine with the programs of a job, without Slurm: ``make gpu-trial`` (about 20 minutes).
+"""Train on the GPUs of this machine with the programs of a job, without Slurm: ``make gpu-trial``.
 
 Needs the driver and an environment as of requirements-cluster-vllm.txt; without them it prints which cases did not run
 and why, and ends with exit code 1. Settings are the recipes' own, with batches for one machine. Models are made here: a
@@ -286,7 +286,6 @@ def numbers(text: str, verl: dict[str, Any]) -> dict[str, Any]:
         "all_step_s": [round(step[METRICS["step_s"]], 3) for step in found],
         "scores": [round(step[METRICS["score"]], 4) for step in found],
         **medians,
-        "cache": re.findall(r"GPU KV cache size: [\d,]+ tokens|Available KV cache memory: [\d.]+ GiB", text)[
             :2
         ],
     }

@@ -1,4 +1,8 @@
-"""Logs of trainings that failed on two H100s (torch 2.11, NCCL 2.28), by benchmarks/failures_report/gpu_causes.py."""
+"""Logs of trainings that failed on GPUs (torch 2.11, NCCL 2.28).
+
+That of the rollout engine is from benchmarks/gpu_trial.py on one H200 (vLLM 0.24), the others from
+benchmarks/failures_report/gpu_causes.py on two H100s.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ CAUSES = {
     "no_gpu_at_all": ("environment", "No CUDA GPUs are available"),
     "token_outside_of_the_vocabulary": ("bad_config", "Assertion `srcIndex < srcSelectDimSize` failed"),
     "index_out_of_bounds": ("bad_config", "index out of bounds"),
+    "rollout_engine_without_a_package": ("environment", "No module named 'flashinfer'"),
     "nobody_answers": ("network", "The client socket has timed out after 8000ms"),
 }
 

@@ -41,12 +41,14 @@ HEAD_SHARE = 8
 START_MARK = b"[llm-bridge] llmb-"
 START = re.compile(r"^\[llm-bridge\] llmb-\S+: Slurm job \d+ on (?P<nodes>\S+)")
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# In this order: srun --label, prefix_output.sh, Ray (name, process, address), torchrun's role and torch's rank.
+# In this order: srun --label, prefix_output.sh, Ray (name, process, address), torchrun's role and torch's rank, vLLM's
+# process and logger, which prints each line of a traceback as an error.
 # Ray has no name for what a worker prints before its actor or task is known, such as errors of imports.
 PREFIX = re.compile(
     r"^(?P<label>\s*\d+: )?(\[(?P<node>[A-Za-z0-9][\w.-]*)\] )?"
     r"(\(([\w.<>:-]+(\([^()]*\))?( pid=\d+)?|pid=\d+)(, ip=(?P<ip>[\da-fA-F.:]+))?\) ?"
-    r"|\[[A-Za-z_]*[a-z]\d+\]: ?)*"
+    r"|\[[A-Za-z_]*[a-z]\d+\]: ?"
+    r"|ERROR \d\d-\d\d \d\d:\d\d:\d\d \[[\w./-]+:\d+\] )*"
 )
 # A host name, unlike "[INFO] ", "[ray] " and "[llm-bridge] ", has a letter and a digit.
 HOST = re.compile(r"(?=.*[A-Za-z]).*\d")

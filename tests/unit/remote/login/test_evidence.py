@@ -100,6 +100,15 @@ def test_a_ray_worker_without_a_name_yet_is_a_prefix_too() -> None:
     assert evidence.split_prefix("(pid=42) text") == ("text", None)
 
 
+def test_the_prefixes_of_vllms_processes_and_errors_are_removed() -> None:
+    error = "ERROR 11-28 05:19:02 [multiproc_executor.py:898] "
+    line = f"(vLLMHttpServer pid=48, ip=10.1.0.2) (Worker_TP0 pid=54) {error}{OOM}"
+    assert evidence.split_prefix(line) == (OOM, "10.1.0.2")
+    # A warning of the same logger is not the cause of a failure.
+    warning = "WARNING 11-28 05:19:02 [cuda.py:45] Failed to import from vllm._C"
+    assert evidence.split_prefix(f"(EngineCore pid=53) {warning}") == (warning, None)
+
+
 def test_a_line_whose_end_comes_after_a_progress_bars_next_state_is_found(attempt: Path) -> None:
     (attempt / "cluster.json").write_text(json.dumps({"nodes": [{"name": "n2", "ip": "10.1.0.2"}]}))
     worker = "(WorkerDict pid=42, ip=10.1.0.2)"
