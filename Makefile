@@ -2,7 +2,6 @@
 SHELL := /bin/bash
 HOME_DIR := $(or $(LLM_BRIDGE_HOME),/var/tmp/llm-bridge)
 PYTHON := $(HOME_DIR)/airflow-env/bin/python
-GPU_PYTHON ?= python3
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
@@ -75,9 +74,6 @@ gpu-trial: ## train on this machine's GPUs, without Slurm: build/gpu-trial/repor
 upload-report: setup ## upload three shards, beside hf upload, in turns: build/upload/report.json (other size: SIZE=200)
 	@mkdir -p build/upload
 	@PYTHONPATH=plugins:. $(PYTHON) -m benchmarks.upload_report $(SIZE) | tee build/upload/report.json
-
-gpu-trial: ## train with vLLM on this machine's GPUs, with GPU_PYTHON=ENV/bin/python (a part: CASES="grpo-small")
-	@PYTHONPATH=plugins:. $(GPU_PYTHON) -m benchmarks.gpu_trial $(CASES)
 
 compose-env: ## write .env for docker compose with generated keys and passwords; keeps existing values
 	@python3 docker/make_env.py

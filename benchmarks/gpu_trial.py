@@ -286,8 +286,6 @@ def numbers(text: str, verl: dict[str, Any]) -> dict[str, Any]:
         "all_step_s": [round(step[METRICS["step_s"]], 3) for step in found],
         "scores": [round(step[METRICS["score"]], 4) for step in found],
         **medians,
-            :2
-        ],
     }
 
 
