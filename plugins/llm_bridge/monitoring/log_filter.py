@@ -47,6 +47,8 @@ _BAR_COUNT = re.compile(
 )
 MAX_BAR_LENGTH = 400
 _STRUCTURE = re.compile(r"""^\s+(?:['"\[{(]|-?\d[\d.e-]*[\],}]|(?:None|True|False)[\],}]).*$""")
+# Ray may pass on a printed line in pieces: "'fsdp_size': ", "-1", ", ".
+_LITERAL = re.compile(r"""'[^']*'|"[^"]*"|-?\d[\d.e+-]*|None|True|False""")
 _TRACEBACK = "Traceback (most recent call last):"
 _LEVEL = re.compile(
     r"(?<!['\"\w])(?:(?P<error>ERROR|CRITICAL|FATAL)|(?P<warning>WARN|WARNING))\b"
@@ -105,7 +107,8 @@ class LogFilter:
         source = _entry(self._sources, prefix, _Source())
         if self._is_in_traceback(source, body):
             return True
-        source.structure_lines = source.structure_lines + 1 if _STRUCTURE.match(body) else 0
+        inside = _STRUCTURE.match(body) or (source.structure_lines and _is_fragment(body))
+        source.structure_lines = source.structure_lines + 1 if inside else 0
         if source.structure_lines > MAX_STRUCTURE_LINES:
             self._counts["lines of printed settings"] += 1
             return False
@@ -172,6 +175,12 @@ class LogFilter:
         if len(self._shown) > MAX_KEYS:
             self._shown.popitem(last=False)
         return True
+
+
+def _is_fragment(body: str) -> bool:
+    """Return True for a piece of a line of a printed structure: a literal, a beginning of a mapping, or punctuation."""
+    rest = body.strip(" \t:,]})")
+    return not rest or _LITERAL.fullmatch(rest) is not None or rest.startswith(("{'", "['"))
 
 
 def level_of(line: str) -> int:

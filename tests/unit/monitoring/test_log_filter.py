@@ -153,3 +153,13 @@ def test_an_output_with_ever_new_prefixes_bars_and_long_lines_takes_little_memor
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert used < 4e6
+
+
+def test_a_printed_configuration_that_comes_in_pieces_is_shown_to_its_tenth_line() -> None:
+    shown = LogFilter()
+    whole = [f"(Runner pid=1)     'key{number}': False," for number in range(12)]
+    pieces = ["'fsdp_size': ", "-1", ",", ": 'fp32'", "None", "{'_target_': 'verl.QAT',", "False},"]
+    lines = [*whole, *(f"(Runner pid=1) {piece}" for piece in pieces)]
+    assert [line for line in lines if shown.shows(line)] == whole[:10]
+    assert shown.shows("(Runner pid=1) dataset len: 64")
+    assert shown.shows("(Runner pid=1) None"), "outside of a configuration"
