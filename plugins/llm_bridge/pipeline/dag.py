@@ -135,6 +135,8 @@ def post_training(
         wait >> merge >> evaluate >> gate >> approval >> upload >> summary
         [check, ray_down] >> summary
         # Every task has its plan from check: one that is cleared together with check must wait for the new plan.
+        # Cleared without the approval between them, the upload must wait for the gate's new decision.
+        gate >> upload
         check >> [compare, train, sft_merge, ray_up, submit, wait, merge, evaluate, gate, approval, upload]
     return dag
 

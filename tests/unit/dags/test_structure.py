@@ -100,7 +100,7 @@ def test_the_graph_is_prepare_sft_ppo_merge_evaluate_upload_summary(
         "ppo.ray_down": {"summary"},
         "merge.run": {"evaluate.run"},
         "evaluate.run": {"upload.gate"},
-        "upload.gate": {"upload.approval"},
+        "upload.gate": {"upload.approval", "upload.run"},
         "upload.approval": {"upload.run"},
         "upload.run": {"summary"},
         "summary": set(),
