@@ -42,9 +42,9 @@ def test_a_trigger_that_moves_from_a_stalled_to_another_and_from_a_killed_trigge
     airflow.revive("second", kind="triggerer")
     time.sleep(8)
     go_on = airflow.freeze("triggerer")
-    until(lambda: len(logs(run)) == 2, 60)
+    until(lambda: len(logs(run)) == 2, 180)
     go_on()
-    stack.shown(run, "nothing is cancelled", seconds=90)
+    stack.shown(run, "nothing is cancelled", seconds=300)
     airflow.kill("second")
     stack.check("job", run)
     assert "terminated" not in str(stack.ledger.jobs()[stack.began(run)].lives)
@@ -58,8 +58,8 @@ def test_an_unreachable_cluster_is_waited_for_and_costs_no_retry(stack: ChaosSta
     time.sleep(6)  # slurmctld saves its state every 5 s; what it loses is the storm's business
     with stack.without("sshd", "slurmctld", "slurmdbd"):
         stack.trigger("job", "away-new", lines=3)
-        stack.shown("away-new", "unavailable; deferring until it answers", seconds=90)
-        until(lambda: stack.ledger.jobs()[job_id].done, 60)
+        stack.shown("away-new", "unavailable; deferring until it answers", seconds=180)
+        until(lambda: stack.ledger.jobs()[job_id].done, 180)
         time.sleep(AWAY_SECONDS)
         states = {stack.task("job", run)["state"] for run in ("away-runs", "away-ends", "away-new")}
         assert states == {"deferred"}
