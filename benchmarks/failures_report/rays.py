@@ -42,6 +42,7 @@ ray.get(grow.remote())
 PREFLIGHT = {
     "gpus_per_node": 1,
     "device": "cpu",
+    "ray": True,
     "temp_dir": TEMP_DIR,
     "min_free_gib": 0.5,
     "max_clock_skew_seconds": 5,

@@ -16,6 +16,7 @@ from testing import small_ray
 PREFLIGHT = {
     "gpus_per_node": 1,
     "device": "cpu",
+    "ray": True,
     "temp_dir": "/mnt",
     "min_free_gib": 0.1,
     "max_clock_skew_seconds": 5,
