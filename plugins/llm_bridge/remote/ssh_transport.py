@@ -26,7 +26,6 @@ from llm_bridge.remote.transport import (
     Session,
     new_marker,
     started,
-    text_of,
 )
 
 # Limit of concurrent channels per connection; sshd's default MaxSessions is 10.
@@ -49,15 +48,10 @@ _channel_retry = retry(
 
 
 @_channel_retry
-async def _run(
-    connection: asyncssh.SSHClientConnection, command: str, **options: Any
-) -> asyncssh.SSHCompletedProcess:
-    return await connection.run(command, check=False, **options)
-
-
-@_channel_retry
-async def _start(connection: asyncssh.SSHClientConnection, command: str) -> asyncssh.SSHClientProcess[bytes]:
-    return await connection.create_process(command, encoding=None, stderr=asyncssh.DEVNULL)
+async def _start(
+    connection: asyncssh.SSHClientConnection, command: str, stderr: int
+) -> asyncssh.SSHClientProcess[bytes]:
+    return await connection.create_process(command, encoding=None, stderr=stderr)
 
 
 class _StrictHook(SSHHookAsync):
@@ -89,28 +83,34 @@ class SshTransport:
         self._opening = asyncio.Lock()
         self._channels = asyncio.Semaphore(MAX_CHANNELS)
 
+    @asynccontextmanager
+    async def _process(
+        self, connection: asyncssh.SSHClientConnection, argv: Sequence[str]
+    ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
+        process = await _start(connection, self._wrap.command_line(argv), asyncssh.PIPE)
+        try:
+            yield process
+        finally:
+            process.close()
+
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
         """Run a command; see :meth:`Transport.run`."""
         async with self._channels:
             connection = await self._connected()
+            process = self._process(connection, argv)
             try:
-                # asyncssh's own timeout is asyncio.wait_for, which in Python 3.11 can swallow a cancellation.
-                async with asyncio.timeout(timeout):
-                    command = self._wrap.command_line(argv)
-                    done = await _run(connection, command, input=stdin, encoding=None)
-            except TimeoutError:
-                raise LoginNodeUnreachable(
-                    f"`{argv[0]}` gave no answer within {timeout:.0f} s on the login node of {self.conn_id!r}"
-                ) from None
-            except (asyncssh.Error, OSError) as error:
+                code, out, err = await self._wrap.run(process, argv[0], stdin, timeout)
+            except LoginNodeUnreachable:
+                raise
+            except BROKEN as error:
                 raise LoginNodeUnreachable(
                     f"the SSH connection {self.conn_id!r} broke while running `{argv[0]}`: {error}"
                 ) from error
         # None: the session ended without an exit status, for example because sshd was killed. The provider's own
         # run_command returns 0 then.
-        if done.exit_status is None or done.exit_status < 0:
+        if code is None or code < 0:
             raise LoginNodeUnreachable(f"the SSH session {self.conn_id!r} ended in the middle of `{argv[0]}`")
-        return self._wrap.output(Completed(done.exit_status, text_of(done.stdout), text_of(done.stderr)))
+        return Completed(code, out, err)
 
     @asynccontextmanager
     async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
@@ -119,8 +119,8 @@ class SshTransport:
             connection = await self._connected()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                    process = await _start(connection, self._wrap.command_line(argv))
-            except (asyncssh.Error, OSError, TimeoutError) as error:
+                    process = await _start(connection, self._wrap.command_line(argv), asyncssh.DEVNULL)
+            except (*BROKEN, TimeoutError) as error:
                 raise LoginNodeUnreachable(
                     f"the SSH connection {self.conn_id!r} broke while starting `{argv[0]}`: {error}"
                 ) from error

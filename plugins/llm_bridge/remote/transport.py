@@ -15,7 +15,7 @@ import logging
 import secrets
 import shlex
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
@@ -167,17 +167,52 @@ class CleanCommand:
         """Return that command line quoted for a shell."""
         return shlex.join(self.argv(argv))
 
-    def output(self, done: Completed) -> Completed:
-        """Return a command's output without the text before the marker.
+    async def run(
+        self, started: AbstractAsyncContextManager[Any], name: str, stdin: bytes, timeout: float
+    ) -> tuple[int | None, str, str]:
+        """Wait for a command's end, and return its exit code and its output, without a greeting.
+
+        Standard input is sent once the command itself runs. A start file of the login shell that reads input, or that
+        replaces the shell (``exec zsh``), does not get it: there, values in it would be commands.
+
+        Args:
+            started: Starts the process in its block, with pipes, and ends it after the block. Its process is one of
+                asyncio or of asyncssh.
+            name: Name of the command for messages.
+            stdin: The command's standard input.
+            timeout: Maximum seconds to wait.
+
+        Returns:
+            Exit code, or None if the connection broke; standard output; standard error.
 
         Raises:
-            LoginNodeUnreachable: There is no marker, so the command has not run.
+            LoginNodeUnreachable: The login shell ran no command, or there is no end within the timeout.
         """
-        before, marker, after = f"\n{done.stdout}".partition(f"\n{self.marker}\n")
-        if not marker:
-            raise self.not_run(done.stdout + done.stderr)
-        self.greeting(before)
-        return Completed(done.code, after, done.stderr)
+        late = (
+            f"the login shell of {self.login} did not run `{name}` within {timeout:.0f} s. A start file, such as "
+            "~/.bashrc, may wait, read standard input or replace the shell (exec): let it do so only in a terminal "
+            "([[ $- == *i* ]])"
+        )
+        try:
+            async with asyncio.timeout(timeout), started as process:
+                errors = asyncio.ensure_future(process.stderr.read())
+                try:
+                    before, runs = await self._until_marker(process.stdout)
+                    late = f"`{name}` gave no answer within {timeout:.0f} s on the login node of {self.login}"
+                    _, out = await asyncio.gather(
+                        _feed(process.stdin, stdin if runs else b""), process.stdout.read()
+                    )
+                    err = text_of(await errors)
+                    await process.wait()
+                finally:
+                    errors.cancel()
+        except TimeoutError:
+            raise LoginNodeUnreachable(late) from None
+        if runs:
+            self.greeting(before)
+        elif process.returncode is not None:
+            raise self.not_run(before + err)
+        return process.returncode, text_of(out), err
 
     async def skip_greeting(self, reader: Any) -> None:
         """Read the text up to the marker from a session's standard output.
@@ -185,12 +220,19 @@ class CleanCommand:
         Raises:
             LoginNodeUnreachable: There is no marker, so the program has not started.
         """
+        before, runs = await self._until_marker(reader)
+        if not runs:
+            raise self.not_run(before)
+        self.greeting(before)
+
+    async def _until_marker(self, reader: Any) -> tuple[str, bool]:
+        """Return the text before the marker, and False if the output ended without one."""
         lines: list[str] = []
         while (line := text_of(await reader.readline())).rstrip("\n") != self.marker:
             lines.append(line)
             if not line:
-                raise self.not_run("".join(lines))
-        self.greeting("".join(lines))
+                return "".join(lines), False
+        return "".join(lines), True
 
     def not_run(self, output: str) -> LoginNodeUnreachable:
         """Return the error for a login shell that did not run a command."""
@@ -220,38 +262,36 @@ class LocalTransport:
     def __init__(self, slurm_bin: str = "") -> None:
         self._wrap = CleanCommand("this machine", slurm_bin, new_marker())
 
-    async def _start(self, argv: Sequence[str], stderr: int) -> asyncio.subprocess.Process:
+    @asynccontextmanager
+    async def _process(self, argv: Sequence[str], stderr: int) -> AsyncIterator[asyncio.subprocess.Process]:
         (program, *arguments), options = login_shell.arguments(self._wrap.command_line(argv))
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             program, *arguments, stdin=pipe, stdout=pipe, stderr=stderr, **options
         )
-
-    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
-        """Run a command; see :meth:`Transport.run`."""
         try:
-            process = await self._start(argv, asyncio.subprocess.PIPE)
-        except OSError as error:
-            return Completed(127, "", f"{argv[0]}: {error}")
-        try:
-            async with asyncio.timeout(timeout):
-                out, err = await process.communicate(stdin)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise LoginNodeUnreachable(f"`{argv[0]}` gave no answer within {timeout:.0f} s") from None
-        return self._wrap.output(Completed(process.returncode or 0, text_of(out), text_of(err)))
-
-    @asynccontextmanager
-    async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
-        """Start a program that answers requests; see :meth:`Transport.session`."""
-        process = await self._start(argv, asyncio.subprocess.DEVNULL)
-        try:
-            yield await started(self._wrap, process.stdin, process.stdout)
+            yield process
         finally:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
+        """Run a command; see :meth:`Transport.run`."""
+        started = self._process(argv, asyncio.subprocess.PIPE)
+        try:
+            code, out, err = await self._wrap.run(started, argv[0], stdin, timeout)
+        except LoginNodeUnreachable:
+            raise
+        except OSError as error:  # no memory, too many processes
+            raise LoginNodeUnreachable(f"`{argv[0]}` cannot be started on this machine: {error}") from error
+        return Completed(code or 0, out, err)
+
+    @asynccontextmanager
+    async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
+        """Start a program that answers requests; see :meth:`Transport.session`."""
+        async with self._process(argv, asyncio.subprocess.DEVNULL) as process:
+            yield await started(self._wrap, process.stdin, process.stdout)
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""
@@ -305,6 +345,15 @@ async def started(wrap: CleanCommand, writer: Any, reader: Any, errors: Errors =
             f"the login shell of {wrap.login} did not start the helper: {error or type(error).__name__}"
         ) from error
     return Session(writer, reader, errors)
+
+
+async def _feed(writer: Any, data: bytes) -> None:
+    """Write all of a process's standard input."""
+    with suppress(OSError):  # it has ended, or does not read its input
+        if data:
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
 
 
 def text_of(data: bytes | str | None) -> str:

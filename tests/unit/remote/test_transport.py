@@ -174,7 +174,7 @@ def test_variables_that_steer_slurms_commands_reach_no_command_but_the_way_to_th
     done = subprocess.run(
         wrap.argv([sys.executable, "-c", program]), env=env, stdout=subprocess.PIPE, text=True
     )
-    seen = json.loads(wrap.output(Completed(0, done.stdout, "")).stdout)
+    seen = json.loads(done.stdout.partition("\nmark\n")[2])
     assert not set(FOREIGN) & set(seen)
     assert seen.items() >= KEPT.items()
 
@@ -233,23 +233,35 @@ GREETING = "Welcome to site01!\nquota: 93 %\n"
 
 
 async def test_a_greeting_before_an_answer_is_skipped_and_logged_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(transport, "_greeted", set())
-    wrap = transport.CleanCommand("'c'", "", "mark")
+    (tmp_path / ".profile").write_text("echo 'Welcome to site01!'; printf 'no line end'\n")
+    user(monkeypatch, tmp_path, "/bin/sh")
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            done = wrap.output(Completed(0, f"{GREETING}mark\n{{}}\n", ""))
-            assert done == Completed(0, "{}\n", "")
+            done = await LocalTransport().run(["sh", "-c", "cat; echo e >&2; exit 3"], stdin=b"{}\n")
+            assert done == Completed(3, "{}\n", "e\n")
     assert caplog.text.count("Welcome to site01!") == 1
-    assert wrap.output(Completed(3, "mark\n", "e")) == Completed(3, "", "e")
 
 
-def test_a_greeting_without_a_line_end_is_skipped() -> None:
-    wrap = transport.CleanCommand("'c'", "", "mark")
-    shell = f"printf 'quota: 93 %%'; exec {shlex.join(wrap.argv(['echo', 'answer']))}"
-    out = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
-    assert wrap.output(Completed(0, out, "")) == Completed(0, "answer\n", "")
+@pytest.mark.parametrize("start_file", ["exec sh", 'read line; eval "$line"', "exec cat"])
+async def test_standard_input_reaches_only_the_command_itself(
+    start_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell in its place would run what a user typed into the form."""
+    (tmp_path / ".profile").write_text(f"{start_file}\n")
+    user(monkeypatch, tmp_path, "/bin/sh")
+    with pytest.raises(LoginNodeUnreachable, match=r"did not run `cat` within .* replace the shell \(exec\)"):
+        await LocalTransport().run(["cat"], stdin=f"touch {tmp_path}/typed\n".encode(), timeout=2)
+    assert not (tmp_path / "typed").exists()
+
+
+async def test_a_command_that_does_not_read_its_input_and_one_that_writes_more_than_a_pipe_holds() -> None:
+    much = b"x" * 3_000_000
+    assert await LocalTransport().run(["echo", "ok"], stdin=much) == Completed(0, "ok\n", "")
+    done = await LocalTransport().run(["sh", "-c", "tee /dev/stderr"], stdin=much)
+    assert (len(done.stdout), len(done.stderr)) == (len(much), len(much))
 
 
 async def test_a_greeting_before_a_session_is_skipped() -> None:
@@ -260,10 +272,14 @@ async def test_a_greeting_before_a_session_is_skipped() -> None:
     assert await session._reader.readexactly(10) == b"00000002ok"
 
 
-async def test_a_login_shell_that_runs_no_command_is_unreachable_with_what_it_printed() -> None:
+async def test_a_login_shell_that_runs_no_command_is_unreachable_with_what_it_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".profile").write_text("echo closed for; echo maintenance >&2; exit 1\n")
+    user(monkeypatch, tmp_path, "/bin/sh")
+    with pytest.raises(LoginNodeUnreachable, match="ran no command; it printed: closed for\nmaintenance"):
+        await LocalTransport().run(["true"])
     wrap = transport.CleanCommand("'c'", "", "mark")
-    with pytest.raises(LoginNodeUnreachable, match="ran no command; it printed: closed for maintenance"):
-        wrap.output(Completed(1, "closed for maintenance\n", ""))
     reader = asyncio.StreamReader()
     reader.feed_data(b"closed for maintenance\n")
     reader.feed_eof()

@@ -12,14 +12,7 @@ import json
 import sys
 import types
 
-line = sys.stdin.readline()
-if not line.endswith(chr(10)):  # fish reads a backslash in quotes differently
-    # A start file such as "read" or "exec zsh", which ssh runs before the command, has taken it.
-    sys.exit(
-        "the request did not arrive on standard input: a start file of the login shell, such as ~/.bashrc, reads it. "
-        "Let it do so only in a terminal ([[ $- == *i* ]])"
-    )
-asked = json.loads(line)
+asked = json.loads(sys.stdin.readline())
 for dotted, source in asked["modules"].items():
     parent = None
     # Packages first: "from llm_bridge.remote import attempt_dir" imports each of them.

@@ -34,11 +34,3 @@ def test_a_helper_without_an_answer_reads_further_lines_itself() -> None:
 def test_an_error_of_a_helper_ends_with_its_traceback_and_names_the_module() -> None:
     done = boot({"a.bad": "def main(request):\n    return 1 / 0\n"}, "a.bad", {})
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and '"a.bad"' in done.stderr
-
-
-def test_a_start_file_that_reads_the_request_is_named_without_a_traceback() -> None:
-    argv = helpers.argv(sys.executable)
-    for arrived in ("", '{"modules": {'):
-        done = subprocess.run([argv[0], "-S", *argv[1:]], input=arrived, capture_output=True, text=True)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert done.stderr.startswith("the request did not arrive") and "~/.bashrc" in done.stderr
