@@ -186,15 +186,20 @@ def _short(value: float) -> float:
 
 def _number(value: Any) -> float | None:
     """Return a finite number, else None; JSON written by Python may have NaN and infinity."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for deeply nested lists
             continue
         if isinstance(found, dict):
             yield found

@@ -76,7 +76,10 @@ class RunRecord:
     async def take(self, update: JobUpdate, *, last: bool = False) -> None:
         """Record an update of the job, and write the record if it is time, or the update is the last one."""
         async with self._lock:
-            await self._take(update, last)
+            try:
+                await self._take(update, last)
+            except Exception as error:  # metrics are of verl and of the user's loggers
+                self._trigger.log.warning("the run page lacks a part of this job: %s", error)
 
     async def _take(self, update: JobUpdate, last: bool) -> None:
         before = json.dumps(self._values)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from llm_bridge.exceptions import ConfigError
 from llm_bridge.notifications.message import Message, Occasion, duration, page_url
 from llm_bridge.remote.attempt_dir import Reason
 from llm_bridge.remote.node.evaluate import report
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_TRIES_LEFT = "no retry is left. Fix the cause and clear the task: it resumes from its newest checkpoint"
+WRONG_SETTING = "no retry: correct it, and clear the task together with those that follow it"
 RETRIED = "Airflow retries the task"
 VERBS: dict[Occasion, str] = {
     "failure": "failed",
@@ -60,7 +62,7 @@ def failure_message(context: Context, occasion: Occasion) -> Message:
         ("Node", found.get("node") or _nodes(event, hang)),
         ("Try", _try_number(ti, found)),
         ("GPU-hours", _gpu_hours(found)),
-        ("Next", found.get("next_action") or (NO_TRIES_LEFT if occasion == "failure" else RETRIED)),
+        ("Next", found.get("next_action") or (_no_retry(exception) if occasion == "failure" else RETRIED)),
         ("What to do", found.get("advice")),
         ("Run", ti.run_id),
     ]
@@ -189,6 +191,10 @@ def _gpu_hours(found: Mapping[str, Any]) -> str:
         text += f", {found['lost_gpu_hours']:.1f} lost since "
         text += f"the checkpoint of step {found['step']}" if found.get("step") else "the start"
     return text
+
+
+def _no_retry(exception: Any) -> str:
+    return WRONG_SETTING if isinstance(exception, ConfigError) else NO_TRIES_LEFT
 
 
 def _task(ti: Any) -> str:

@@ -102,3 +102,27 @@ async def test_an_airflow_that_does_not_answer_ends_no_trigger(api: Api) -> None
     api.error = RuntimeError("API server restarts")
     await record().take(JobUpdate(measures=loss(1, 1.0)), last=True)
     assert api.value is None
+
+
+async def test_lines_that_are_no_measures_hide_no_others(api: Api) -> None:
+    wrong = [
+        "[" * 100_000,
+        '{"step": 1, "data": {"train/loss": 1' + "0" * 400 + "}}",
+        '{"step": []}',
+        "nan",
+        "{",
+    ]
+    text = "\n".join([*wrong, '{"step": 2, "data": {"train/loss": 0.5}}', ""])
+    await record().take(JobUpdate(measures={attempt_dir.METRICS: Measures(text, len(text))}), last=True)
+    assert api.value["curves"] == {"train/loss": {"x": [2], "y": [0.5], "stride": 1}}
+
+
+async def test_an_error_in_the_record_ends_no_trigger(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> bool:
+        raise KeyError("x")
+
+    monkeypatch.setattr("llm_bridge.monitoring.curves.Curves.read", fail)
+    await record().take(JobUpdate(measures=loss(1, 1.0)), last=True)
+    assert "the run page lacks a part of this job" in caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_bridge.diagnosis.report import titled
+from llm_bridge.exceptions import ConfigError
 from llm_bridge.notifications import callbacks
 from llm_bridge.operators.exceptions import SlurmJobFailed
 from llm_bridge.remote.attempt_dir import Reason
@@ -279,3 +280,11 @@ def test_the_runs_whose_success_is_sent_can_be_configured(
     include(http={"conn_id": "hook"}, successes=successes)
     callbacks.run_succeeded(context(Ti("summary"), run_type=run_type))
     assert len(posts) == sent
+
+
+def test_the_alert_about_a_wrong_setting_does_not_speak_of_a_checkpoint(posts: Any) -> None:
+    callbacks.failed(
+        context(Ti("check"), ConfigError("include/recipes/a.yaml: base_model: this key is required"))
+    )
+    said = posts[0][1]["facts"]["Next"]
+    assert said == "no retry: correct it, and clear the task together with those that follow it"
