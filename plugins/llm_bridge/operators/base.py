@@ -16,12 +16,14 @@ from airflow.sdk.exceptions import AirflowException
 
 from llm_bridge.config.loader import load_cluster
 from llm_bridge.diagnosis.explain import FailureReport
+from llm_bridge.diagnosis.explain_slurm import explain_slurm
 from llm_bridge.exceptions import ClusterUnavailable, NotAcceptedYet
 from llm_bridge.monitoring import history
 from llm_bridge.monitoring.run_record import LIVE_XCOM
 from llm_bridge.naming import slug
 from llm_bridge.operators.retry_policy import with_policy
 from llm_bridge.ray.client import RayTarget
+from llm_bridge.slurm import attempts
 from llm_bridge.slurm.cancellation import CANCEL_SECONDS
 from llm_bridge.task_state import TaskState
 from llm_bridge.triggers.base import TERMINAL, state_of_task
@@ -30,6 +32,9 @@ from llm_bridge.triggers.reachability import ClusterReachableTrigger, DashboardR
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from llm_bridge.slurm.events import SlurmJobEvent
+    from llm_bridge.slurm.spec import SlurmJob
 
 # Timeout of on_kill for the request to Airflow's API.
 STATE_TIMEOUT_SECONDS = 5.0
@@ -143,6 +148,30 @@ class ClusterOperator(BaseOperator):
     def push_diagnosis(context: Context, report: FailureReport) -> FailureReport:
         """Push the diagnosis as an XCom of the task; return the report."""
         context["ti"].xcom_push(key=DIAGNOSIS_XCOM, value=report.diagnosis.as_dict())
+        return report
+
+    def close_failed_job(
+        self, context: Context, event: SlurmJobEvent, job: SlurmJob | None, final: bool
+    ) -> FailureReport:
+        """Explain why a Slurm job of this task failed, and record that its attempt has ended.
+
+        Args:
+            context: Airflow's.
+            event: The job's end.
+            job: Its specification; None where this task did not submit it.
+            final: A retry cannot help.
+
+        Returns:
+            The diagnosis, and the decision what follows.
+        """
+        task = TaskState.from_context(context)
+        report = asyncio.run(
+            explain_slurm(task, event, job, retry_delay=self.delay_before_retry(), final=final)
+        )
+        self.push_diagnosis(context, report)
+        self.record_ended(context, event.directory, "failed", diagnosis=report.diagnosis)
+        nodes = event.reason.nodes if event.reason else ()
+        attempts.mark_ended(task, event.job_id, [*nodes, *report.decision.nodes])
         return report
 
     # ---- the run page

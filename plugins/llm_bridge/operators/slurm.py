@@ -13,7 +13,6 @@ from airflow.sdk.exceptions import AirflowException
 
 from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.loader import check_model
-from llm_bridge.diagnosis.explain_slurm import explain_slurm
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError
 from llm_bridge.operators.base import ClusterOperator, task_directory
 from llm_bridge.operators.exceptions import SlurmJobFailed, SlurmJobPermanentError
@@ -21,7 +20,6 @@ from llm_bridge.operators.links import WandbLink, push_wandb_link
 from llm_bridge.remote import attempt_dir, connections
 from llm_bridge.remote.attempt_dir import Outcome
 from llm_bridge.remote.messages import FoundResult
-from llm_bridge.slurm import attempts
 from llm_bridge.slurm.cancellation import cancel_and_wait, close_attempts
 from llm_bridge.slurm.events import EndReason, SlurmJobEvent
 from llm_bridge.slurm.spec import Resources, SlurmJob
@@ -244,18 +242,12 @@ class SlurmSubmitOperator(ClusterOperator):
             SlurmJobFailed: The job failed.
             SlurmJobPermanentError: The job failed and reported that a retry cannot help.
         """
-        task, reason, info = TaskState.from_context(context), event.reason, event.info
+        reason, info = event.reason, event.info
         final = (reason is not None and not reason.retry) or (
             info is not None and info.exit_code in self.final_exit_codes
         )
         job = self.build_job(context)
-        report = asyncio.run(
-            explain_slurm(task, event, job, retry_delay=self.delay_before_retry(), final=final)
-        )
-        self.push_diagnosis(context, report)
-        self.record_ended(context, event.directory, "failed", diagnosis=report.diagnosis)
-        bad_nodes = [*(reason.nodes if reason else ()), *report.decision.nodes]
-        attempts.mark_ended(task, event.job_id, bad_nodes)
+        report = self.close_failed_job(context, event, job, final)
         if self.followed_by:
             asyncio.run(self.submission(context, job).close_followup())
         if report.should_resume:

@@ -16,7 +16,6 @@ from llm_bridge.config.loader import load_cluster
 from llm_bridge.diagnosis import progress_ledger
 from llm_bridge.diagnosis.explain import FailureReport
 from llm_bridge.diagnosis.explain_ray import explain_ray
-from llm_bridge.diagnosis.explain_slurm import explain_slurm
 from llm_bridge.exceptions import RayClusterEnded, ServiceUnavailable
 from llm_bridge.operators.base import ClusterOperator
 from llm_bridge.operators.exceptions import RayJobFailed, RayJobPermanentError, SlurmJobFailed
@@ -274,15 +273,8 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
     def _handle_cluster_failure(self, context: Context, event: SlurmJobEvent) -> Any:
         """Start the next cluster if that uses no retry, else raise the failure of this one."""
         asyncio.run(cancel_and_wait(event.cluster, [event.job_id]))
-        task, reason, job = TaskState.from_context(context), event.reason, self._cluster_job(context)
-        final = reason is not None and not reason.retry
-        report = asyncio.run(
-            explain_slurm(task, event, job, retry_delay=self.delay_before_retry(), final=final)
-        )
-        self.push_diagnosis(context, report)
-        self.record_ended(context, event.directory, "failed", diagnosis=report.diagnosis)
-        bad_nodes = [*(reason.nodes if reason else ()), *report.decision.nodes]
-        attempts.mark_ended(task, event.job_id, bad_nodes)
+        final = event.reason is not None and not event.reason.retry
+        report = self.close_failed_job(context, event, self._cluster_job(context), final)
         if report.should_resume:
             return self._next_step(context, resume=True)
         raise SlurmJobFailed(event, report)
