@@ -45,7 +45,7 @@ def test_exit_code_and_both_outputs_come_back(cluster: Cluster) -> None:
 
 def test_a_session_that_is_killed_in_the_middle_does_not_count_as_success(cluster: Cluster) -> None:
     """The provider's own run_command returns exit code 0 here."""
-    with pytest.raises(LoginNodeUnreachable, match="in the middle of|broke while running"):
+    with pytest.raises(LoginNodeUnreachable, match=r"in the middle of|broke while running"):
         run(cluster, "sh", "-c", "kill -9 $PPID $$")
 
 
