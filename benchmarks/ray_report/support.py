@@ -17,7 +17,7 @@ NODES = 8
 
 @dataclass(frozen=True)
 class Row:
-    """Row of the table; `good` is whether the result is as expected, None if there is no expectation."""
+    """Row of the table; `good` is true for an expected result, None without an expectation."""
 
     what: str
     found: str
