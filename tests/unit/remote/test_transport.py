@@ -56,9 +56,9 @@ async def test_a_command_that_does_not_exist_fails_like_in_a_shell() -> None:
 
 async def test_a_command_that_does_not_end_is_killed_and_says_nothing_about_the_cluster() -> None:
     started = time.monotonic()
-    with pytest.raises(LoginNodeUnreachable, match="`sleep` gave no answer within 0 s"):
-        await LocalTransport().run(["sleep", "60"], timeout=0.2)
-    assert time.monotonic() - started < 20
+    with pytest.raises(LoginNodeUnreachable, match="`sleep` gave no answer within 5 s"):
+        await LocalTransport().run(["sleep", "600"], timeout=5)
+    assert time.monotonic() - started < 300
 
 
 async def test_a_failed_command_is_an_error_with_its_output() -> None:
