@@ -79,7 +79,7 @@ compose-env: ## write .env for docker compose with generated keys and passwords;
 	@python3 docker/make_env.py
 
 compose-verify: setup ## build and start the containers, and run the demo in them twice (VERIFY=--keep)
-	@$(PYTHON) -m benchmarks.compose_verify $(VERIFY)
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.compose_verify $(VERIFY)
 
 docs: airflow-env ## write docs/troubleshooting.md and docs/reference.md from the tables and models they describe
 	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.diagnosis.docs

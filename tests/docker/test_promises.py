@@ -92,6 +92,15 @@ def test_lines_that_are_lost_twice_or_otherwise(run: Run):
     assert run.broken()["log lines wrong"] == ["sft.train, attempt-1, try 1: '2nd' is not 'second'"]
 
 
+def test_a_repeated_line_may_be_counted_instead_of_logged_and_its_first_one_may_not(run: Run):
+    output = run.cluster / "sft" / "attempt-1" / "output.log"
+    output.write_text(output.read_text() + "".join(f"{line}\n\n" for line in LINES))
+    run.log(SFT, "attempt-1", LINES)
+    assert run.broken() == {}
+    run.log(SFT, "attempt-1", LINES[1:])
+    assert run.broken() == {"log lines lost": ["sft.train, attempt-1, try 1: first"]}
+
+
 def test_a_log_without_any_line_of_the_output(run: Run):
     run.log(SFT, "attempt-1", ())
     assert run.broken() == {"log lines lost": ["sft.train, attempt-1: all 3 lines"]}
