@@ -40,9 +40,23 @@ class LlmBridgeTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire once, with the payload that :meth:`outcome` returns."""
         started = time.monotonic()
-        event = await self.outcome()
+        event = await self._outcome_or_cancel()
         await asyncio.sleep(max(0.0, started + MIN_EVENT_DELAY_SECONDS - time.monotonic()))
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+
+    async def _outcome_or_cancel(self) -> dict[str, Any]:
+        """Return :meth:`outcome`, which runs in a task of its own; a cancellation keeps its message.
+
+        Airflow calls ``on_kill`` only for a CancelledError with its own message (``TriggerRunner.run_trigger``), and
+        asgiref's ``sync_to_async`` for one raises another without it: a job would run on that the user has cancelled.
+        """
+        outcome = asyncio.ensure_future(self.outcome())
+        try:
+            return await asyncio.shield(outcome)
+        except asyncio.CancelledError:
+            outcome.cancel()
+            await asyncio.wait({outcome})
+            raise
 
     async def outcome(self) -> dict[str, Any]:
         """Wait, and return the event's payload; operators that wait in the worker call this directly."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 
 from llm_bridge.triggers import base
 from llm_bridge.triggers.base import LlmBridgeTrigger
@@ -45,6 +48,52 @@ def test_a_trigger_is_the_same_after_airflow_has_stored_it(trigger: LlmBridgeTri
 async def test_a_trigger_fires_once_with_its_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "MIN_EVENT_DELAY_SECONDS", 0.0)
     assert [event.payload async for event in Counting().run()] == [{"a": 1}]
+
+
+async def test_a_trigger_that_is_cancelled_during_a_request_to_airflows_api_raises_airflows_message() -> None:
+    """Airflow calls on_kill only for its own message, which sync_to_async does not keep."""
+    requested, answers = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def request() -> None:
+        loop.call_soon_threadsafe(requested.set)
+        answers.wait(60)
+
+    class Requesting(Counting):
+        async def outcome(self) -> dict[str, Any]:
+            await sync_to_async(request)()
+            return {}
+
+    running = asyncio.ensure_future(anext(Requesting().run()))
+    await requested.wait()
+    running.cancel("user-action")
+    try:
+        with pytest.raises(asyncio.CancelledError, match="user-action"):
+            await running
+    finally:
+        answers.set()
+
+
+async def test_a_cancelled_trigger_has_ended_its_work_before_it_ends() -> None:
+    began, ended = asyncio.Event(), False
+
+    class Working(Counting):
+        async def outcome(self) -> dict[str, Any]:
+            nonlocal ended
+            began.set()
+            try:
+                await asyncio.sleep(600)
+            finally:
+                await asyncio.sleep(0.05)
+                ended = True
+            return {}
+
+    running = asyncio.ensure_future(anext(Working().run()))
+    await began.wait()
+    running.cancel("user-action")
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert ended
 
 
 @pytest.mark.parametrize(
