@@ -22,6 +22,10 @@ Stage = Literal["prepare", "sft", "ppo", "merge", "evaluate", "upload"]
 STAGES: tuple[Stage, ...] = ("prepare", "sft", "ppo", "merge", "evaluate", "upload")
 
 VerlSettings = dict[str, Any]
+# YAML 1.1 reads a plain off as false.
+Tune = Annotated[
+    Literal["off", "suggest", "apply"], BeforeValidator(lambda value: "off" if value is False else value)
+]
 
 
 class TrainStage(JobSize):
@@ -40,6 +44,11 @@ class TrainStage(JobSize):
 
 class Sft(TrainStage):
     """Supervised fine-tuning: ``verl.trainer.sft_trainer``."""
+
+    tune: Tune = Field(
+        default="off",
+        description="measure faster settings in SFT's job for up to five minutes: report them, or train with them",
+    )
 
     @field_validator("verl")
     @classmethod

@@ -85,6 +85,7 @@ def sft(plan: Plan) -> SlurmJob:
         "keep": plan.recipe.sft.keep,
         "verl": plan.recipe.sft.verl,
         "preflight": _preflight(plan, "sft"),
+        **_tune(plan),
         **_training(plan, "sft"),
     }
     settings |= _wandb_run(plan, "sft", settings)
@@ -317,6 +318,12 @@ def _training(plan: Plan, stage: Stage) -> dict[str, Any]:
         "experiment_name": plan.run_name,
         "wandb_entity": plan.recipe.wandb.entity,
     }
+
+
+def _tune(plan: Plan) -> dict[str, str]:
+    """Return the settings of SFT's tuner; none where it is off."""
+    mode = plan.recipe.sft.tune
+    return {} if mode == "off" else {"tune": mode, "tuning_dir": f"{plan.workspace}/{attempt_dir.TUNING}"}
 
 
 def _wandb_run(plan: Plan, stage: Stage, settings: dict[str, Any]) -> dict[str, str]:

@@ -47,7 +47,8 @@ class SummaryOperator(ClusterOperator):
     "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
     overrides changed in the recipe], "evaluation": {...} or None, "refused": why the model is not published, or
     None, "unchanged_since": the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of
-    the newest earlier run that was evaluated, with what its scores depend on, or None}``.
+    the newest earlier run that was evaluated, with what its scores depend on, or None, "tuning": what SFT's tuner
+    measured, or None}``.
     """
 
     ui_color = "#eeeeee"
@@ -82,6 +83,7 @@ class SummaryOperator(ClusterOperator):
             UNCHANGED: compared.get(UNCHANGED),
             "run_id": ti.run_id,
             "previous": _previous(ti),
+            "tuning": ((ti.xcom_pull(task_ids=ROWS["sft"]) or {}).get("result") or {}).get("tuning"),
         }
         for line in table(rows):
             self.log.info("%s", line)
@@ -92,6 +94,9 @@ class SummaryOperator(ClusterOperator):
         if summary["evaluation"]:
             for line in report.table(summary["evaluation"]):
                 self.log.info("%s", line)
+        if tuning := summary["tuning"]:
+            kind = "SFT trained with the tuner's settings" if tuning.get("applied") else "settings of SFT"
+            self.log.info("%s: %s", kind, tuning["text"])
         if summary["refused"]:
             self.log.info("%s", summary["refused"])
         if since := summary[UNCHANGED]:

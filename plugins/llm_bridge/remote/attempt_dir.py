@@ -89,6 +89,12 @@ PREFLIGHT = "preflight"
 HYDRA = "hydra"
 # Metrics of a training, a JSON object a line: {"step", "time", "data": {name: value}}.
 METRICS = "metrics.jsonl"
+# Folder of the tuner: its own output, what it has measured, and why a process ended (the process's number follows).
+# TUNED, in a training's checkpoints: verl's settings that it chose for this training, also for attempts that resume it.
+TUNING = "tuning_files"
+TUNING_STATE = "state.json"
+TUNING_FAILURE = "failure-"
+TUNED = "tuned.json"
 # Folder with the use of each node's GPUs, NODE.jsonl, a JSON object a line: {"time", "gpus": [GpuUse]}.
 GPU_USE = "gpu_use"
 LINES_SUFFIX = ".jsonl"

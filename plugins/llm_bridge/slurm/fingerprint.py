@@ -15,6 +15,7 @@ from llm_bridge.slurm.spec import SlurmJob, StageOutput
 # changed, and the training still resumes from the last checkpoint.
 NOT_DECISIVE = (
     *("logger", "project_name", "experiment_name", "wandb_entity", "wandb_run_id", "preflight", "keep"),
+    *("tune", "*.tune", "*tuning_dir"),
     *("trainer.save_freq", "trainer.test_freq", "trainer.*_ckpt_to_keep", "trainer.val_before_train"),
     *("*micro_batch_size*", "*max_token_len*", "*use_dynamic_bsz*", "*offload*", "*gpu_memory_utilization"),
     *("*num_workers*", "*.enable_gradient_checkpointing", "*log_val_generations*", "*enforce_eager"),

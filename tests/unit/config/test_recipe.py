@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llm_bridge.config.loader import available, load_recipe
@@ -26,3 +28,15 @@ def test_sft_saves_before_its_end_and_never_at_the_end_of_an_epoch(
     last = trainer_config.expected_steps(epoch, verl["trainer.total_epochs"], None)
     saved = list(range(verl["trainer.save_freq"], last, verl["trainer.save_freq"]))
     assert saved and not [step for step in saved if step % epoch == 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "mode"),
+    [("", "off"), ("tune: off", "off"), ("tune: suggest", "suggest"), ("tune: apply", "apply")],
+)
+def test_the_tuner_is_off_unless_asked_for_and_yamls_off_is_no_boolean(
+    include: Path, line: str, mode: str
+) -> None:
+    text = f"base_model: /m\nsft:\n  keep: 3\n  {line}\n"
+    (include / "recipes" / "mine.yaml").write_text(text)
+    assert load_recipe("mine").sft.tune == mode

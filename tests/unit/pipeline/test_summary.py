@@ -33,7 +33,9 @@ def test_the_summary_of_a_run_has_the_changes_of_the_form_and_the_phases_of_the_
 ) -> None:
     (include / "clusters" / "here.yaml").write_text("ssh_conn_id: null\nworkspace: /w\ngpus_per_node: 8\n")
     check = {"cluster": "here", "changes": ["ppo.optim.lr: 1 -> 2"]}
-    pulled = {"check": check, "ppo.ray_up": {"result": {"phases": PHASES}}}
+    tuning = {"text": "100 tokens/s now, 200 tokens/s with: a: 1", "applied": False}
+    trained = {"result": {"step": 58, "tuning": tuning}}
+    pulled = {"check": check, "ppo.ray_up": {"result": {"phases": PHASES}}, "sft.train": trained}
     pushed: dict[str, Any] = {}
     ti = SimpleNamespace(
         dag_id="d",
@@ -52,6 +54,8 @@ def test_the_summary_of_a_run_has_the_changes_of_the_form_and_the_phases_of_the_
     assert f"ray cluster: {describe(PHASES)}" in log
     assert "changed against the recipe: ppo.optim.lr: 1 -> 2" in log
     assert pushed["summary"]["changes"] == check["changes"]
+    assert "settings of SFT: 100 tokens/s now, 200 tokens/s with: a: 1" in log
+    assert pushed["summary"]["tuning"] == tuning
 
 
 @pytest.mark.parametrize("by", [GATE, "upload.run"])

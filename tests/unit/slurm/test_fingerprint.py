@@ -49,6 +49,16 @@ def test_a_setting_for_memory_or_speed_does_not_decide(settings: dict[str, Any])
     assert job_fingerprint(sft(changed(plan(), "sft", **settings))) == job_fingerprint(sft(plan()))
 
 
+@pytest.mark.parametrize("mode", ["suggest", "apply"])
+def test_the_tuner_does_not_decide(mode: str) -> None:
+    tuned = plan(overrides=None)
+    part = tuned.recipe.sft.model_copy(update={"tune": mode})
+    tuned = tuned.model_copy(update={"recipe": tuned.recipe.model_copy(update={"sft": part})})
+    assert sft(tuned).settings["tune"] == mode and "tune" not in sft(plan()).settings
+    assert job_fingerprint(sft(tuned)) == job_fingerprint(sft(plan()))
+    assert job_fingerprint(prepare(tuned)) == job_fingerprint(prepare(plan()))
+
+
 def test_gpu_memory_of_the_rollout_does_not_decide() -> None:
     less = changed(plan(), "ppo", actor_rollout_ref__rollout__gpu_memory_utilization=0.5)
     jobs = [ppo(plan()), ppo(less)]

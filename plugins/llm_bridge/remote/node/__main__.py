@@ -10,6 +10,7 @@ import sys
 PROGRAMS = {
     "prepare": "stages.prepare",
     "sft": "stages.sft",
+    "tune": "stages.tune",
     "ppo": "stages.ppo",
     "try-reward": "rewards.trial_calls",
     "reward-math": "rewards.math_verify",

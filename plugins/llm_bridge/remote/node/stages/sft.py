@@ -6,21 +6,41 @@ through c10d. Node 0 also makes training resume from a complete checkpoint, and 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.common import gpu_use
-from llm_bridge.remote.node.common.job_io import JobError, Result, Settings, attempt, log_line, run
+from llm_bridge.remote.node.common.job_io import (
+    JobError,
+    Result,
+    Settings,
+    attempt,
+    log_line,
+    read_json,
+    run,
+    write_json,
+)
 from llm_bridge.remote.node.common.rendezvous import rendezvous_port
-from llm_bridge.remote.node.verl import checkpoints, flash_attn, sft_rules, tracking, trainer_config
+from llm_bridge.remote.node.verl import (
+    checkpoints,
+    flash_attn,
+    sft_rules,
+    tracking,
+    trainer_config,
+    tuner,
+    tuning,
+)
 from llm_bridge.remote.node.verl.hydra_args import overrides
 
 CONFIG = "sft_trainer_engine"
+MODULE = "llm_bridge.remote.node.verl.hooks.sft"
 
 
 class Training(NamedTuple):
@@ -108,7 +128,12 @@ def steps_per_epoch(rows: int, batch: int, replicas: int) -> int:
 
 
 def torchrun(
-    nodes: int, gpus_per_node: int, verl_arguments: list[str], environ: Mapping[str, str]
+    nodes: int,
+    gpus_per_node: int,
+    verl_arguments: list[str],
+    environ: Mapping[str, str],
+    module: str = MODULE,
+    restarts: int = 0,
 ) -> list[str]:
     """Return the command that one node runs.
 
@@ -117,8 +142,12 @@ def torchrun(
         gpus_per_node: Number of processes to start on each node.
         verl_arguments: Arguments of verl's trainer.
         environ: Has RENDEZVOUS_HOST (the first node's name, from the batch script) and SLURM_JOB_ID.
+        module: The module that its processes run.
+        restarts: Number of times that all processes are started again after one has failed.
     """
     job_id = environ["SLURM_JOB_ID"]
+    # A node that is still ending one module must not be met by one that starts the next.
+    port = rendezvous_port(int(job_id) + (0 if module == MODULE else 1000))
     return [
         sys.executable,
         "-m",
@@ -127,11 +156,12 @@ def torchrun(
         f"--nproc-per-node={gpus_per_node}",
         "--rdzv-backend=c10d",
         f"--rdzv-id={job_id}-{environ.get('SLURM_RESTART_COUNT', '0')}",
-        f"--rdzv-endpoint={environ['RENDEZVOUS_HOST']}:{rendezvous_port(int(job_id))}",
+        f"--rdzv-endpoint={environ['RENDEZVOUS_HOST']}:{port}",
         # Nodes do not start at the same moment: imports from a cold shared file system take minutes.
         "--rdzv-conf=join_timeout=1800,read_timeout=600",
+        f"--max-restarts={restarts}",
         "--module",
-        "llm_bridge.remote.node.verl.hooks.sft",
+        module,
         *verl_arguments,
     ]
 
@@ -179,6 +209,38 @@ def check(settings: Settings) -> None:
     tracking.check(settings, os.environ)
 
 
+def tuning_of(
+    settings: Settings, training: Training, nodes: int, gpus_per_node: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that the tuner chose for this training, and its report; both empty without ``sft.tune``.
+
+    An attempt that resumes a training keeps the settings of the first one.
+
+    Args:
+        settings: The stage's settings.json.
+        training: The training.
+        nodes: Number of nodes.
+        gpus_per_node: Number of GPUs on each node.
+    """
+    mode, file = settings.get("tune", "off"), Path(settings["checkpoint_dir"]) / attempt_dir.TUNED
+    if mode == "off":
+        return {}, {}
+    if mode == "apply" and (kept := read_json(file)):
+        return kept["settings"], kept
+    command = partial(torchrun, nodes, gpus_per_node, training.arguments, os.environ)
+    report = tuner.tuned(settings, training.config, nodes, gpus_per_node, command)
+    if report:
+        log_line(f"tuning: {report['text']}")
+    if not report.get("settings"):
+        return {}, report
+    if mode == "suggest":
+        log_line("tuning: to train with them, put these settings below sft.verl, or set sft.tune to apply")
+        return {}, report
+    if os.environ.get("SLURM_NODEID", "0") == "0":
+        write_json(file, report)
+    return report["settings"], report
+
+
 def train(settings: Settings) -> Result:
     """Train on this node until torchrun ends; on node 0, prepare the checkpoints before and verify the result after.
 
@@ -191,7 +253,8 @@ def train(settings: Settings) -> Result:
     is_first = os.environ.get("SLURM_NODEID", "0") == "0"
     directory = Path(settings["checkpoint_dir"])
     nodes, gpus = allocation(os.environ)
-    verl_arguments, config, rows, epoch, expected, replicas = compose(settings, nodes, gpus)
+    training = compose(settings, nodes, gpus)
+    verl_arguments, config, rows, epoch, expected, replicas = training
     layout = checkpoints.Layout.sft(nodes * gpus, config.checkpoint.save_contents, replicas)
 
     if trainer_config.already_trained(directory, layout, expected):
@@ -211,10 +274,16 @@ def train(settings: Settings) -> Result:
             f"SFT: {rows} rows, {epoch} steps an epoch, {expected} steps on {nodes} node(s) x {gpus} GPU(s)"
         )
 
+    applied, report = tuning_of(settings, training, nodes, gpus)
+    if applied and is_first:
+        log_line(f"SFT with settings of the tuner: {' '.join(overrides(applied))}")
+
     # hydra keeps the configuration of this run there, instead of in outputs/DATE/TIME.
     run_directory = f"hydra.run.dir={attempt_dir.HYDRA}"
     command = torchrun(nodes, gpus, [*verl_arguments, run_directory], os.environ)
     variables = trainer_config.training_environment(settings, os.environ, attempt())
+    if applied:
+        variables[tuning.TUNED_VARIABLE] = json.dumps(applied)
     with gpu_use.sampled(attempt()):
         ended = subprocess.run(command, env={**os.environ, **variables})
     if ended.returncode:
@@ -222,7 +291,8 @@ def train(settings: Settings) -> Result:
         sys.exit(ended.returncode if ended.returncode > 0 else 128 - ended.returncode)
     if not is_first:
         return None
-    return trainer_config.verify_result(directory, expected) | tracking.noted_wandb_run(attempt())
+    result = trainer_config.verify_result(directory, expected) | tracking.noted_wandb_run(attempt())
+    return result | ({"tuning": {**report, "applied": bool(applied)}} if report else {})
 
 
 def main() -> None:

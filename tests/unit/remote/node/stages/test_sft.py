@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.common.job_io import JobError
 from llm_bridge.remote.node.stages import sft
+from llm_bridge.remote.node.verl import tuner
 from tests.unit.remote.node.support import sft_settings
 
 
@@ -101,3 +105,50 @@ def test_every_node_runs_the_same_torchrun_that_meets_at_the_first_node() -> Non
 def test_a_requeued_job_does_not_meet_its_first_life() -> None:
     environ = {"SLURM_JOB_ID": "123", "RENDEZVOUS_HOST": "n", "SLURM_RESTART_COUNT": "1"}
     assert "--rdzv-id=123-1" in sft.torchrun(1, 1, [], environ)
+
+
+FASTER = {"text": "1 now, 2 with: x", "settings": {"data.micro_batch_size_per_gpu": 32}}
+TRAINING: Any = SimpleNamespace(arguments=[], config=None)
+
+
+def tuning_of(tmp_path: Path, mode: str, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The settings and the report of an attempt, with a stand-in for the tuner, which needs GPUs and verl."""
+    monkeypatch.setattr(tuner, "tuned", lambda *_: report)
+    settings = sft_settings(tune=mode, checkpoint_dir=str(tmp_path))
+    return sft.tuning_of(settings, TRAINING, 1, 1)
+
+
+def test_without_the_key_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "tuned", lambda *_: pytest.fail("the tuner ran"))
+    assert sft.tuning_of(sft_settings(), TRAINING, 1, 1) == ({}, {})
+
+
+def test_a_suggestion_is_logged_and_not_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tuning_of(tmp_path, "suggest", FASTER, monkeypatch) == ({}, FASTER)
+    assert "tuning: 1 now, 2 with: x" in capsys.readouterr().out
+    assert not (tmp_path / attempt_dir.TUNED).exists()
+
+
+def test_a_resumed_training_keeps_the_settings_of_its_first_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tuning_of(tmp_path, "apply", FASTER, monkeypatch) == (FASTER["settings"], FASTER)
+    other = {"text": "", "settings": {"data.micro_batch_size_per_gpu": 64}}
+    assert tuning_of(tmp_path, "apply", other, monkeypatch) == (FASTER["settings"], FASTER)
+    assert tuning_of(tmp_path, "off", other, monkeypatch) == ({}, {})
+
+
+def test_other_nodes_leave_the_file_to_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    assert tuning_of(tmp_path, "apply", FASTER, monkeypatch)[0] == FASTER["settings"]
+    assert not (tmp_path / attempt_dir.TUNED).exists()
+
+
+def test_the_tuner_does_not_meet_a_node_that_trains_already() -> None:
+    environ = {"SLURM_JOB_ID": "123", "RENDEZVOUS_HOST": "n"}
+    command = sft.torchrun(2, 8, [], environ, tuner.MODULE, restarts=4)
+    assert {"--rdzv-endpoint=n:11123", "--max-restarts=4"} <= set(command)
+    assert command[-1] == tuner.MODULE and importlib.util.find_spec(command[-1])
+    assert "--max-restarts=0" in sft.torchrun(2, 8, [], environ)
