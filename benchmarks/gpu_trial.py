@@ -84,6 +84,8 @@ CASES = {
     "grpo-1b": Case(GRPO, "1b", 8, GROUPS | {MEMORY: 0.5}),
     "lora-1b": Case(GRPO, "1b", 4, GROUPS | LORA | {MEMORY: 0.5}),
 }
+# SFT's tuner on rows of the small data, from a micro batch of 8.
+TUNE = "tune-1b"
 METRICS = {
     "score": "critic/score/mean",
     "step_s": "timing_s/step",
@@ -258,6 +260,24 @@ class Trial:
         text = (attempt / "output.log").read_text(errors="replace")
         return {"exit_code": code, "wall_s": seconds, "gpu_mib": most, **numbers(text, verl)}
 
+    def tune(self, name: str) -> dict[str, Any]:
+        """Run SFT's tuner on the large model and the recipe's settings, and return its report."""
+        from llm_bridge.config.loader import load_recipe
+
+        file = self.folder / name / attempt_dir.SETTINGS
+        file.parent.mkdir(parents=True, exist_ok=True)
+        changes = {"data.train_batch_size": 64 * _gpus(), "data.micro_batch_size_per_gpu": 8}
+        settings = {
+            **self.common(name),
+            "model_path": str(self.folder / "1b"),
+            "checkpoint_dir": str(file.parent / "checkpoints"),
+            "verl": {**load_recipe(PPO).sft.verl, **changes, "data.max_length": 512},
+        }
+        file.write_text(json.dumps(settings, indent=1))
+        code, seconds, most = self.run(name, self.program("tune", str(file)))
+        report = attempt_dir.read_json(str(file.with_name(attempt_dir.RESULT))) or {}
+        return {"exit_code": code, "wall_s": seconds, "gpu_mib": most, **report}
+
 
 def numbers(text: str, verl: dict[str, Any]) -> dict[str, Any]:
     """Return a training's numbers: medians over the steps after the second, and each step's score.
@@ -379,15 +399,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=15, help="longest time of a case (15)")
     parser.add_argument("--make-assets", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
-        "cases", nargs="*", help=f"{', '.join(CASES)}; each also as direct:NAME; default: all"
+        "cases", nargs="*", help=f"{TUNE}, {', '.join(CASES)}; these also as direct:NAME; default: all"
     )
     given = parser.parse_args()
     if given.make_assets:
         make_assets(given.make_assets)
         return 0
-    names = given.cases or list(CASES)
-    if unknown := [name for name in names if name.removeprefix("direct:").partition("#")[0] not in CASES]:
-        parser.error(f"no case {', '.join(unknown)}: choose from {', '.join(CASES)}")
+    names = given.cases or [TUNE, *CASES]
+    known = {TUNE, *CASES, *(f"direct:{name}" for name in CASES)}
+    if unknown := [name for name in names if name.partition("#")[0] not in known]:
+        parser.error(f"no case {', '.join(unknown)}: choose from {', '.join([TUNE, *CASES])}")
     if reasons := list(missing()):
         print(f"not run: {', '.join(names)}: {'; '.join(reasons)}")
         return 1
@@ -419,7 +440,11 @@ def run(trial: Trial, names: list[str]) -> int:
     try:
         for name in names:
             case = name.removeprefix("direct:").partition("#")[0]
-            report[name] = trial.train(name.replace(":", "-"), CASES[case], name.startswith("direct:"))
+            folder = name.replace(":", "-")
+            if case == TUNE:
+                report[name] = trial.tune(folder)
+            else:
+                report[name] = trial.train(folder, CASES[case], name.startswith("direct:"))
             print(json.dumps({name: report[name]}), flush=True)
             file.write_text(json.dumps(report, indent=1))
     finally:

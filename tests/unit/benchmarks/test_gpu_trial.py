@@ -30,7 +30,7 @@ def test_an_unknown_case_is_refused_with_the_known_ones(
     monkeypatch.setattr(sys, "argv", ["gpu_trial", "ppo-2b"])
     with pytest.raises(SystemExit):
         gpu_trial.main()
-    assert "no case ppo-2b: choose from " + ", ".join(gpu_trial.CASES) in capsys.readouterr().err
+    assert "no case ppo-2b: choose from tune-1b, " + ", ".join(gpu_trial.CASES) in capsys.readouterr().err
 
 
 def test_the_numbers_are_medians_after_the_second_step_and_each_step_has_its_score() -> None:
