@@ -59,7 +59,7 @@ def node_states(settings: Settings, controller: int) -> dict[str, str]:
         settings: The cluster.
         controller: Main process of the controller host.
     """
-    return _pairs(settings, controller, ["sinfo", "-h", "-N", "-p", "main", "-o", "%N %T"])
+    return _pairs(settings, controller, ["sinfo", "-a", "-h", "-N", "-o", "%N %T"])
 
 
 def _daemons(settings: Settings, host: str, init_pid: int) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -66,6 +67,13 @@ class Evaluation(JobSize):
     @classmethod
     def _several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("harness")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if twice := [task for task, number in Counter(value).items() if number > 1]:
+            raise ValueError(f"names {', '.join(twice)} more than once: name each task once")
+        return value
 
     @model_validator(mode="after")
     def _different_samples(self) -> Evaluation:

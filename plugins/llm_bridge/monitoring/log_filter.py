@@ -27,6 +27,9 @@ MAX_STRUCTURE_LINES = 10
 # After this number of tracebacks their lines are counted like others: 64 ranks may fail for the same reason.
 MAX_WHOLE_TRACEBACKS = 8
 MAX_QUOTED_LENGTH = 160
+# Kinds of lines that are counted, in the summary; and each of them where there is one.
+BARS, REPEATS, SETTINGS = "states of progress bars", "repeated lines", "lines of printed settings"
+_ONE = {BARS: "state of a progress bar", REPEATS: "repeated line", SETTINGS: "line of printed settings"}
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 # Ray's "(WorkerDict pid=341, ip=10.77.0.12) ", srun's "[n1] ", PyTorch's "[rank0]:".
@@ -110,7 +113,7 @@ class LogFilter:
         inside = _STRUCTURE.match(body) or (source.structure_lines and _is_fragment(body))
         source.structure_lines = source.structure_lines + 1 if inside else 0
         if source.structure_lines > MAX_STRUCTURE_LINES:
-            self._counts["lines of printed settings"] += 1
+            self._counts[SETTINGS] += 1
             return False
         return self._is_new(_key(body))
 
@@ -132,11 +135,11 @@ class LogFilter:
             shown.repeats = 0
         if not counts:
             return ""
-        parts = [f"{number} {what}" for what, number in counts.most_common()]
+        parts = [f"{number} {_ONE[what] if number == 1 else what}" for what, number in counts.most_common()]
         text = f"not shown above: {', '.join(parts)}"
         if often:
             number, line = max(often)
-            text += f"; most often, {number} times: {line}"
+            text += f"; most often, {number} {'time' if number == 1 else 'times'}: {line}"
         return text
 
     def _shows_bar(self, what: str, is_complete: bool) -> bool:
@@ -147,7 +150,7 @@ class LogFilter:
         if now - since >= BAR_SECONDS:
             self._bars[what] = now
             return True
-        self._counts["states of progress bars"] += 1
+        self._counts[BARS] += 1
         return False
 
     def _is_in_traceback(self, source: _Source, body: str) -> bool:
@@ -165,11 +168,11 @@ class LogFilter:
         if before and now - before.at < WINDOW_SECONDS:
             before.repeats += 1
             before.text = text.strip()[:MAX_QUOTED_LENGTH]
-            self._counts["repeated lines"] += 1
+            self._counts[REPEATS] += 1
             return False
         if before and before.repeats:
             self._repeats[key] = before.repeats
-            self._counts["repeated lines"] -= before.repeats
+            self._counts[REPEATS] -= before.repeats
         self._shown[key] = _Shown(now)
         self._shown.move_to_end(key)
         if len(self._shown) > MAX_KEYS:

@@ -206,7 +206,8 @@ class LogRelay:
         """Log a line on the level that it names, and how often the filter has counted it before."""
         getattr(self._log, logging.getLevelName(level_of(line)).lower())(line, loc=loc)
         if repeats := counts.repeats(line):
-            self._log.info("the line above was repeated %d times before", repeats)
+            times = "once" if repeats == 1 else f"{repeats} times"
+            self._log.info("the line above was repeated %s before", times)
 
     def finish(self) -> None:
         """Log the last line, also if it was counted, and how many lines were not logged. Call this at the end."""

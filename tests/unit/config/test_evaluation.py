@@ -53,6 +53,7 @@ def test_one_task_of_the_harness_needs_no_list(include: Path) -> None:
         ({"decoding": {"top_k": 5}}, "evaluate.decoding"),
         ({"samples": 4}, "set decoding.temperature, such as 1.0, or samples to 1"),
         ({"harness": ["a,b"]}, "a task of lm-evaluation-harness, such as hellaswag"),
+        ({"harness": ["x", "y", "x"]}, "evaluate.harness: names x more than once"),
         ({"harness": ["--help"]}, "a task of lm-evaluation-harness, such as hellaswag"),
         ({"harness_hours": 2}, "set harness, such as [hellaswag], or remove harness_hours"),
         (

@@ -163,3 +163,11 @@ def test_a_printed_configuration_that_comes_in_pieces_is_shown_to_its_tenth_line
     assert [line for line in lines if shown.shows(line)] == whole[:10]
     assert shown.shows("(Runner pid=1) dataset len: 64")
     assert shown.shows("(Runner pid=1) None"), "outside of a configuration"
+
+
+def test_one_line_of_a_kind_is_counted_in_the_singular(lines: LogFilter) -> None:
+    assert lines.shows("one") and not lines.shows("one")
+    lines.shows("Loading:  10%|█         | 1/10 [00:01<00:09,  1.00s/it]")
+    assert lines.summary() == (
+        "not shown above: 1 repeated line, 1 state of a progress bar; most often, 1 time: one"
+    )
