@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,10 +26,13 @@ class FailureReport:
     Attributes:
         diagnosis: Cause of the failure.
         decision: Action that follows.
+        efficiency: What the attempt's Slurm job used of what it requested; see
+            :meth:`~llm_bridge.slurm.accounting.Accounting.efficiency`.
     """
 
     diagnosis: Diagnosis
     decision: Decision
+    efficiency: dict[str, float] = field(default_factory=dict)
 
     @property
     def should_resume(self) -> bool:
@@ -89,7 +92,8 @@ async def explain(
         "%s failed: %s (%s). Next: %s. Evidence: %s (%s)", name, diagnosis.kind, diagnosis.title, decision.text,
         diagnosis.evidence, diagnosis.source or "-",
     )  # fmt: skip
-    return FailureReport(diagnosis, decision)
+    accounting = evidence.accounting
+    return FailureReport(diagnosis, decision, accounting.efficiency() if accounting else {})
 
 
 def own_checkpoints(settings: Mapping[str, Any], outputs: Iterable[str]) -> str | None:

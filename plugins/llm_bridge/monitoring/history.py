@@ -56,6 +56,7 @@ def ended(
     result: str,
     live: Any = None,
     diagnosis: Diagnosis | None = None,
+    efficiency: Mapping[str, float] | None = None,
 ) -> None:
     """Complete an attempt.
 
@@ -65,6 +66,8 @@ def ended(
         result: ``success``, ``failed``, or ``ready`` for a Ray cluster that runs on.
         live: The task's XCom LIVE_XCOM, if any.
         diagnosis: Cause of the failure.
+        efficiency: What its Slurm job used of what it requested. That of jobs that succeeded comes with the run's
+            summary, in one query of accounting for all of them.
     """
     attempts = load(task)
     for number, attempt in enumerate(attempts):
@@ -79,6 +82,8 @@ def ended(
             attempt.setdefault("ended", round(time.time(), 1))
         if diagnosis:
             attempt["diagnosis"] = diagnosis.as_dict()
+        if efficiency:
+            attempt["efficiency"] = dict(efficiency)
     _save(task, attempts)
 
 

@@ -169,7 +169,9 @@ class ClusterOperator(BaseOperator):
             explain_slurm(task, event, job, retry_delay=self.delay_before_retry(), final=final)
         )
         self.push_diagnosis(context, report)
-        self.record_ended(context, event.directory, "failed", diagnosis=report.diagnosis)
+        self.record_ended(
+            context, event.directory, "failed", diagnosis=report.diagnosis, efficiency=report.efficiency
+        )
         nodes = event.reason.nodes if event.reason else ()
         attempts.mark_ended(task, event.job_id, [*nodes, *report.decision.nodes])
         return report

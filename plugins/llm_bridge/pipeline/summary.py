@@ -18,6 +18,8 @@ from llm_bridge.pipeline.unchanged import TRAINED_XCOM, of_previous_run
 from llm_bridge.ray.startup_timing import describe, seconds
 from llm_bridge.remote.node.evaluate import report
 from llm_bridge.sensors.ray import JOB_XCOM_RAY
+from llm_bridge.remote.messages import AttemptJob
+from llm_bridge.slurm import accounting
 from llm_bridge.slurm.cancellation import cancel_and_wait
 from llm_bridge.slurm.client import open_client
 from llm_bridge.slurm.status import JobInfo, Phase
@@ -45,10 +47,10 @@ class SummaryOperator(ClusterOperator):
 
     It pushes an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
     "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
-    overrides changed in the recipe], "evaluation": {...} or None, "refused": why the model is not published, or
-    None, "unchanged_since": the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of
-    the newest earlier run that was evaluated, with what its scores depend on, or None, "tuning": what SFT's tuner
-    measured, or None}``.
+    overrides changed in the recipe], "efficiency": [{"job_id", "directory", and what the job used of
+    its request}], "evaluation": {...} or None, "refused": why the model is not published, or None, "unchanged_since":
+    the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of the newest earlier run
+    that was evaluated, with what its scores depend on, or None, "tuning": what SFT's tuner measured, or None}``.
     """
 
     ui_color = "#eeeeee"
@@ -65,7 +67,7 @@ class SummaryOperator(ClusterOperator):
         states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
         plan = ti.xcom_pull(task_ids="check")
         try:
-            slurm = asyncio.run(self._job_states(plan, ti)) if plan else {}
+            slurm, efficiency = asyncio.run(self._job_states(plan, ti)) if plan else ({}, [])
             self._cancel_left_over(plan, slurm)
         except ClusterUnavailable as error:
             self.wait_for_cluster(plan["cluster"], error)
@@ -81,12 +83,15 @@ class SummaryOperator(ClusterOperator):
             "evaluation": evaluation_of(context),
             "refused": _refused(context) if states.get(ROWS["upload"]) == "skipped" else None,
             UNCHANGED: compared.get(UNCHANGED),
+            "efficiency": efficiency,
             "run_id": ti.run_id,
             "previous": _previous(ti),
             "tuning": ((ti.xcom_pull(task_ids=ROWS["sft"]) or {}).get("result") or {}).get("tuning"),
         }
         for line in table(rows):
             self.log.info("%s", line)
+        for job in efficiency:
+            self.log.info("Slurm job %s used of its request: %s", job["job_id"], accounting.describe(job))
         for change in summary["changes"]:
             self.log.info("changed against the recipe: %s", change)
         if phases:
@@ -121,8 +126,14 @@ class SummaryOperator(ClusterOperator):
             self.log.warning("cancelling Slurm job %s: still active at the end of the run", ", ".join(left))
             asyncio.run(cancel_and_wait(plan["cluster"], left))
 
-    async def _job_states(self, plan: dict[str, Any], ti: Any) -> dict[str, JobInfo]:
-        """Return what is known of every Slurm job of the run, by task; close their stages."""
+    async def _job_states(
+        self, plan: dict[str, Any], ti: Any
+    ) -> tuple[dict[str, JobInfo], list[dict[str, Any]]]:
+        """Return what is known of every Slurm job of the run, by task; close their stages.
+
+        The second value is what each attempt of the run used of what it requested: ``{"directory", "job_id", ...}``
+        with the values of :meth:`~llm_bridge.slurm.accounting.Accounting.efficiency`.
+        """
         jobs = {task: ti.xcom_pull(task_ids=task, key=JOB_XCOM) for task in ROWS.values()}
         # Queued behind SFT for ppo.ray_up, which may not have run and adopted it.
         jobs[FOLLOWUP_XCOM] = ti.xcom_pull(task_ids=ROWS["sft"], key=FOLLOWUP_XCOM)
@@ -139,11 +150,14 @@ class SummaryOperator(ClusterOperator):
                 if info:
                     known[task] = info
             # No task owns these stages any more; a job that Slurm dropped from its queue left its secrets there.
+            attempts: list[AttemptJob] = []
             for stage in sorted(
                 {str(PurePosixPath(job["directory"]).parent) for job in jobs.values() if job}
             ):
-                await client.list_attempts(stage, close=True)
-        return known
+                attempts += await client.list_attempts(stage, close=True)
+            used = await client.usage(attempts)
+        found_use = ((job, used[job.directory].efficiency()) for job in attempts if job.directory in used)
+        return known, [{**job._asdict(), **values} for job, values in found_use if values]
 
     def _row(
         self, name: str, task: str, states: dict[str, str], slurm: dict[str, JobInfo], ti: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +33,10 @@ class Row(NamedTuple):
         cpu: TotalCPU, ``D-HH:MM:SS``.
         max_rss: MaxRSS, such as ``10660K``.
         tres: AllocTRES.
+        limit: TimelimitRaw, minutes; "UNLIMITED" or "Partition_Limit". This field and the next ones are empty where
+            the site's sacct does not have them.
+        usage_average: TRESUsageInAve of a step, with ``gres/gpuutil`` and ``gres/gpumem`` where the site records them.
+        usage_max: TRESUsageInMax, likewise.
     """
 
     job_id: str
@@ -49,15 +53,21 @@ class Row(NamedTuple):
     cpu: str
     max_rss: str
     tres: str
+    limit: str = ""
+    usage_average: str = ""
+    usage_max: str = ""
 
 
 FIELDS = (
     "JobIDRaw,State,Reason,NodeList,ExitCode,DerivedExitCode,Submit,Start,End,WorkDir,"
     "ElapsedRaw,TotalCPU,MaxRSS,AllocTRES"
 )
+# Fields of which nothing but the efficiency depends: an sacct that refuses one is asked again without them.
+USAGE_FIELDS = "TimelimitRaw,TRESUsageInAve,TRESUsageInMax"
+_NUMBERS_OF_FIELDS = (FIELDS.count(",") + 1, FIELDS.count(",") + USAGE_FIELDS.count(",") + 2)
 
 
-def argv(job_ids: Iterable[str], *, steps: bool = False) -> list[str]:
+def argv(job_ids: Iterable[str], *, steps: bool = False, usage: bool = False) -> list[str]:
     """Return the sacct command for some jobs: all records of each id (``-D``), the oldest first.
 
     A job has a record for each run, before and after a requeue. After a crash, slurmctld may give a job's id to another
@@ -66,15 +76,26 @@ def argv(job_ids: Iterable[str], *, steps: bool = False) -> list[str]:
     Args:
         job_ids: The jobs.
         steps: Also list their steps.
+        usage: Also print USAGE_FIELDS.
     """
     rows = ["-D"] if steps else ["-D", "-X"]
-    return ["sacct", *rows, "-n", "-P", "-S", "now-30days", "-o", FIELDS, "-j", ",".join(job_ids)]
+    fields = f"{FIELDS},{USAGE_FIELDS}" if usage else FIELDS
+    return ["sacct", *rows, "-n", "-P", "-S", "now-30days", "-o", fields, "-j", ",".join(job_ids)]
+
+
+def refuses_a_field(errors: str) -> bool:
+    """Return True if sacct does not have a field that it was asked for.
+
+    Args:
+        errors: Its standard error.
+    """
+    return "invalid field" in errors.lower()
 
 
 def rows(text: str) -> list[Row]:
     """Return the rows in sacct's output; lines with another number of fields are ignored."""
     found = (line.split("|") for line in text.splitlines())
-    return [Row(*fields) for fields in found if len(fields) == len(Row._fields)]
+    return [Row(*fields) for fields in found if len(fields) in _NUMBERS_OF_FIELDS]
 
 
 def of_job(job_id: str, found: Iterable[Row], directory: str = "") -> list[Row]:
@@ -132,6 +153,13 @@ class Accounting:
         gpus: Number of GPUs on all nodes together; 0 if it had none, or Slurm does not count them.
         oom_step: A step that the kernel killed because memory ran out, independent of the job's own state.
         earlier: States of its earlier runs (REQUEUED, PREEMPTED, NODE_FAIL), oldest first.
+        cpus: Number of CPUs on all nodes together; 0 if unknown.
+        node_count: Number of nodes; 0 if unknown.
+        limit_seconds: Time limit; 0 if it has none, or it is unknown.
+        gpu_percent: Utilisation of a task's GPUs as Slurm has recorded it (``gres/gpuutil``): the average of the tasks,
+            each with the sum over its GPUs; None where the site does not record it.
+        gpu_percent_max: The same of the task with the highest.
+        gpu_memory: Bytes of the task with the most GPU memory (``gres/gpumem``), on all its GPUs; None likewise.
     """
 
     state: str
@@ -146,6 +174,34 @@ class Accounting:
     gpus: int = 0
     oom_step: str = ""
     earlier: tuple[str, ...] = ()
+    cpus: int = 0
+    node_count: int = 0
+    limit_seconds: float = 0
+    gpu_percent: float | None = None
+    gpu_percent_max: float | None = None
+    gpu_memory: float | None = None
+
+    def efficiency(self) -> dict[str, float]:
+        """Return what the job used of what it requested, as JSON values; what is unknown is left out.
+
+        ``cpu_percent`` of the allocated CPUs, ``memory_gib`` of the largest task and ``memory_limit_gib`` of a node,
+        ``run_s`` and ``limit_s``, ``gpu_percent`` and ``gpu_percent_max`` of 100 for each of the ``gpus_per_node``, and
+        ``gpu_memory_gib``.
+        """
+        per_node = self.gpus / (self.node_count or 1)
+        of_cpus = self.elapsed * self.cpus
+        found = {
+            "cpu_percent": 100 * self.cpu_seconds / of_cpus if of_cpus else None,
+            "memory_gib": self.max_rss / 2**30 or None,
+            "memory_limit_gib": self.node_mem / 2**30 or None,
+            "run_s": self.elapsed or None,
+            "limit_s": self.limit_seconds or None,
+            "gpu_percent": self.gpu_percent,
+            "gpu_percent_max": self.gpu_percent_max,
+            "gpu_memory_gib": None if self.gpu_memory is None else self.gpu_memory / 2**30,
+            "gpus_per_node": per_node or None,
+        }
+        return {name: round(value, 4) for name, value in found.items() if value is not None}
 
     @property
     def cancelled_by(self) -> str:
@@ -177,7 +233,7 @@ def summarize(job_id: str, found: Iterable[Row], directory: str = "") -> Account
     steps = [row for row in found if row.job_id.startswith(f"{job_id}.")]
     # The steps may belong to an earlier run: their sizes count, but the earlier run's end is not this one's.
     oom = [row.job_id for row in steps if row.state.startswith("OUT_OF_ME")] if len(own) == 1 else []
-    tres = dict(item.split("=", 1) for item in last.tres.split(",") if "=" in item)
+    tres = _tres(last.tres)
     return Accounting(
         state=last.state,
         reason="" if last.reason == "None" else last.reason,
@@ -191,7 +247,51 @@ def summarize(job_id: str, found: Iterable[Row], directory: str = "") -> Account
         gpus=_count(tres.get("gres/gpu", "")),
         oom_step=oom[0] if oom else "",
         earlier=tuple(row.state for row in own[:-1]),
+        cpus=_count(tres.get("cpu", "")),
+        node_count=_count(tres.get("node", "")),
+        limit_seconds=60 * float(_count(last.limit)),
+        gpu_percent=_highest("gres/gpuutil", (row.usage_average for row in steps)),
+        gpu_percent_max=_highest("gres/gpuutil", (row.usage_max for row in steps)),
+        gpu_memory=_highest("gres/gpumem", (row.usage_max for row in steps)),
     )
+
+
+def _tres(text: str) -> dict[str, str]:
+    """Return the values in a list of trackable resources, ``NAME=VALUE,...``."""
+    return dict(item.split("=", 1) for item in text.split(",") if "=" in item)
+
+
+def _highest(name: str, usage: Iterable[str]) -> float | None:
+    """Return the highest value of a resource in the usage of several steps; None where no step has it."""
+    found = [parse_size(value) for text in usage if _SIZE.match(value := _tres(text).get(name, ""))]
+    return max(found, default=None)
+
+
+def describe(efficiency: Mapping[str, float]) -> str:
+    """Return what a job used of what it requested as text; empty where nothing is known.
+
+    Args:
+        efficiency: Values of :meth:`Accounting.efficiency`.
+    """
+
+    def of(used: str, limit: str, unit: str, factor: float = 1.0) -> str:
+        most = f" of {efficiency[limit] / factor:.3g}" if limit in efficiency else ""
+        return f"{efficiency[used] / factor:.3g}{most} {unit}"
+
+    parts = []
+    if "cpu_percent" in efficiency:
+        parts.append(f"CPUs {efficiency['cpu_percent']:.0f} %")
+    if "memory_gib" in efficiency:
+        parts.append(f"memory {of('memory_gib', 'memory_limit_gib', 'GiB')}")
+    if "run_s" in efficiency:
+        unit, factor = ("min", 60) if efficiency["run_s"] >= 120 else ("s", 1)
+        parts.append(f"time {of('run_s', 'limit_s', unit, factor)}")
+    if "gpu_percent" in efficiency:
+        most = 100 * efficiency.get("gpus_per_node", 1)
+        parts.append(f"GPUs of a node {efficiency['gpu_percent']:.0f} of {most:.0f} %")
+    if "gpu_memory_gib" in efficiency:
+        parts.append(f"GPU memory of a node {efficiency['gpu_memory_gib']:.3g} GiB")
+    return ", ".join(parts)
 
 
 def _count(text: str) -> int:

@@ -424,7 +424,7 @@ class SlurmClient:
             if number:
                 await asyncio.sleep(ACCOUNTING_PAUSE_SECONDS)
             try:
-                done = await self.run(accounting.argv([job_id], steps=True))
+                done = await self._sacct([job_id])
             except SlurmUnavailable:
                 return found
             if done.code:
@@ -433,6 +433,39 @@ class SlurmClient:
             if found and (not ended or found.is_final):
                 break
         return found
+
+    async def usage(self, jobs: Sequence[AttemptJob]) -> dict[str, Accounting]:
+        """Return the accounting records of jobs that have ended, by directory, with one query for all of them.
+
+        It is repeated while accounting has not recorded an end. A job without a record is missing, as all are where the
+        site has no accounting.
+
+        Args:
+            jobs: The jobs.
+        """
+        found: dict[str, Accounting] = {}
+        directories = {job.directory: job.job_id for job in jobs if is_job_id(job.job_id)}
+        ids = list(dict.fromkeys(directories.values()))
+        for number in range(ACCOUNTING_TRIES if ids else 0):
+            if number:
+                await asyncio.sleep(ACCOUNTING_PAUSE_SECONDS)
+            done = await self._sacct(ids)
+            if done.code:
+                break
+            known = accounting.rows(done.stdout)
+            for directory, job_id in directories.items():
+                if record := accounting.summarize(job_id, known, directory):
+                    found[directory] = record
+            if len(found) == len(directories) and all(record.is_final for record in found.values()):
+                break
+        return found
+
+    async def _sacct(self, job_ids: Sequence[str]) -> Completed:
+        """Query accounting for some jobs and their steps, without their usage if this sacct does not have it."""
+        done = await self.run(accounting.argv(job_ids, steps=True, usage=True))
+        if done.code and accounting.refuses_a_field(done.stderr):
+            done = await self.run(accounting.argv(job_ids, steps=True))
+        return done
 
     async def cancel(self, job_ids: Iterable[str]) -> None:
         """Run ``scancel``: SIGTERM to the job's steps, and SIGKILL after the site's KillWait (slurm.conf(5)).

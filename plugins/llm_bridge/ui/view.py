@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from llm_bridge.ui.database import RunRecords, TaskRecord
 
 RETURNED = "return_value"
-CHECK = "check"
+CHECK, SUMMARY = "check", "summary"
+# Directory of a training stage's checkpoints (pipeline/stages.py).
+CHECKPOINTS = "checkpoints"
+SACCT_FIELDS = "JobID,JobName%40,State%20,Elapsed,Timelimit,TotalCPU,MaxRSS,AllocTRES%60"
 ORDER = {task: number for number, task in enumerate([CHECK, *ROWS.values()])}
 # States of an attempt, for people and for the colours of the page.
 QUEUED, RUNNING, READY, SUCCESS, FAILED, ENDED = "queued", "running", "ready", "success", "failed", "ended"
@@ -57,6 +60,7 @@ def run(found: RunRecords, now: float | None = None) -> dict[str, Any]:
         "recipe": recipe.get("name") or found.conf.get("recipe"),
         "run_name": plan.get("run_name"),
         "cluster": plan.get("cluster"),
+        "cluster_choice": plan.get("cluster_choice") or "",
         "directory": plan.get("directory"),
         "base_model": recipe.get("base_model"),
         "algorithm": _mapping(recipe.get("ppo")).get("algorithm")
@@ -88,7 +92,7 @@ def run(found: RunRecords, now: float | None = None) -> dict[str, Any]:
         "evaluation": _evaluation(found),
         "gate": _returned(found, "upload.gate"),
         "model": _result(found, ROWS["upload"]),
-        "checkpoints": _checkpoints(found),
+        "checkpoints": _checkpoints(found, plan),
         "links": _links(found),
         "commands": _commands(plan, attempts),
     }
@@ -159,7 +163,7 @@ def _live(task: TaskRecord) -> dict[str, Any]:
 
 
 def _attempts(found: RunRecords, task: TaskRecord, now: float) -> Iterator[dict[str, Any]]:
-    recorded, live = _history(task), _live(task)
+    recorded, live, usage = _history(task), _live(task), _usage(found)
     for number, attempt in enumerate(recorded, start=1):
         newest = number == len(recorded)
         own = live if live.get("directory") == attempt["directory"] else {}
@@ -193,7 +197,15 @@ def _attempts(found: RunRecords, task: TaskRecord, now: float) -> Iterator[dict[
             "progress": merged.get("progress") or {},
             "updated": own.get("updated"),
             "diagnosis": merged.get("diagnosis"),
+            "efficiency": _mapping(merged.get("efficiency")) or usage.get(attempt["directory"]) or {},
         }
+
+
+def _usage(found: RunRecords) -> dict[str, dict[str, Any]]:
+    """Return what accounting says of the run's jobs, by directory: from the summary, which asks for all of them."""
+    summary = found.tasks.get(SUMMARY)
+    rows = _mapping(summary.xcoms.get(SUMMARY)).get("efficiency") if summary else None
+    return {row["directory"]: row for row in rows or () if isinstance(row, dict) and "directory" in row}
 
 
 def _state(attempt: Mapping[str, Any], task: TaskRecord, newest: bool) -> str:
@@ -263,12 +275,19 @@ def _evaluation(found: RunRecords) -> dict[str, Any] | None:
     return report.in_order(evaluation) if isinstance(evaluation, dict) else None
 
 
-def _checkpoints(found: RunRecords) -> list[dict[str, Any]]:
+def _checkpoints(found: RunRecords, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return where the checkpoints and the models are; of a training that has failed those to resume from."""
     rows = []
     for name in ("sft", "ppo"):
-        result = _result(found, ROWS[name])
+        result, task = _result(found, ROWS[name]), found.tasks.get(ROWS[name])
         if path := result.get("checkpoint_dir"):
             rows.append({"stage": name, "path": str(path), "step": result.get("step")})
+            continue
+        diagnoses = [_mapping(attempt.get("diagnosis")) for attempt in (_history(task) if task else ())]
+        steps = [step for diagnosis in diagnoses if (step := diagnosis.get("step")) is not None]
+        if steps and plan.get("directory"):
+            path = f"{plan['directory']}/{name}/{CHECKPOINTS}"
+            rows.append({"stage": f"{name}, not complete", "path": path, "step": steps[-1]})
     for name in ("sft merge", "merge"):
         result = _result(found, ROWS[name])
         if path := result.get("model_path"):
@@ -306,6 +325,9 @@ def _commands(plan: Mapping[str, Any], attempts: list[dict[str, Any]]) -> list[d
         if attempt["job_id"] and attempt["state"] != FAILED:
             job = shlex.quote(attempt["job_id"])
             rows.append({"name": f"State of {label} in Slurm", "command": f"scontrol show job {job}"})
+    if jobs := dict.fromkeys(attempt["job_id"] for attempt in attempts if attempt["job_id"]):
+        command = f"sacct -j {shlex.quote(','.join(jobs))} -o {SACCT_FIELDS}"
+        rows.append({"name": "Slurm's accounting of all jobs of the run", "command": command})
     if directory := plan.get("directory"):
         rows.append({"name": "Files of the run", "command": f"ls -l {shlex.quote(str(directory))}"})
     return rows

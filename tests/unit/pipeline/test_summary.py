@@ -16,6 +16,8 @@ from llm_bridge.pipeline import summary
 from llm_bridge.pipeline.approval import GATE
 from llm_bridge.pipeline.summary import SummaryOperator
 from llm_bridge.ray.startup_timing import describe, seconds
+from llm_bridge.remote.messages import AttemptJob
+from llm_bridge.slurm.accounting import Accounting
 from llm_bridge.slurm.status import JobInfo
 
 # As in `cluster.json`; the order of JSON keys is not reliable.
@@ -123,8 +125,13 @@ async def test_a_row_has_the_times_of_the_runs_own_job_and_not_of_one_that_got_i
         async def look_up(self, job_id: str, directory: str) -> JobInfo | None:
             return infos[directory]
 
-        async def list_attempts(self, stage: str, close: bool) -> list[Any]:
-            return []
+        async def list_attempts(self, stage: str, close: bool) -> list[AttemptJob]:
+            assert close
+            return [AttemptJob("9", f"{stage}/attempt-1")]
+
+        async def usage(self, jobs: list[AttemptJob]) -> dict[str, Accounting]:
+            assert [job.directory for job in jobs] == ["/w/prepare/attempt-1", "/w/sft/attempt-1"]
+            return {"/w/sft/attempt-1": Accounting("COMPLETED", elapsed=60, cpus=2, cpu_seconds=30)}
 
     @asynccontextmanager
     async def open_client(cluster: str) -> AsyncIterator[Client]:
@@ -137,7 +144,8 @@ async def test_a_row_has_the_times_of_the_runs_own_job_and_not_of_one_that_got_i
         return {"job_id": found[0], "directory": found[1]} if found else None
 
     operator = SummaryOperator(task_id="summary")
-    states = await operator._job_states({"cluster": "here"}, SimpleNamespace(xcom_pull=pull))
+    states, efficiency = await operator._job_states({"cluster": "here"}, SimpleNamespace(xcom_pull=pull))
     assert {task: info.directory for task, info in states.items()} == {
         task: directory for task, (_, directory) in own.items()
     }
+    assert efficiency == [{"job_id": "9", "directory": "/w/sft/attempt-1", "cpu_percent": 25, "run_s": 60}]

@@ -78,8 +78,10 @@ def test_a_row_has_the_signal_that_ended_the_job() -> None:
 
 
 def test_sacct_is_queried_for_the_fields_of_a_row() -> None:
-    argv = accounting.argv(["7", "8"])
+    argv = accounting.argv(["7", "8"], usage=True)
     assert argv[argv.index("-o") + 1].count(",") + 1 == len(Row._fields)
+    base = accounting.argv(["7", "8"])
+    assert argv[argv.index("-o") + 1] == f"{base[base.index('-o') + 1]},{accounting.USAGE_FIELDS}"
     assert argv[argv.index("-j") + 1] == "7,8"
     assert "-X" in argv and "-D" in argv
     with_steps = accounting.argv(["7"], steps=True)
@@ -120,3 +122,41 @@ def test_a_job_whose_id_was_given_to_another_one_has_its_own_record(
 def test_the_newest_record_has_no_earlier_runs_of_a_job_that_had_its_id() -> None:
     record = summarize("9", rows(REUSED))
     assert record and record.earlier == ()
+
+
+# A site that records GPUs (AccountingStorageTRES=gres/gpuutil,gres/gpumem, AutoDetect=nvml): two nodes of 4 GPUs.
+USED = f"""7|COMPLETED|None|n[1-2]|0:0|0:0|{TIMES}|/w/attempt-1|3600|08:00:00||cpu=32,gres/gpu=8,mem=64G,node=2|120||
+7.batch|COMPLETED|None|n1|0:0|0:0|{TIMES}||3600|00:01|10660K|cpu=1||cpu=00:00:01,gres/gpumem=0,gres/gpuutil=0|cpu=1
+7.0|COMPLETED|None|n1|0:0|0:0|{TIMES}||3600|07:59:59|8G|cpu=1||gres/gpumem=160G,gres/gpuutil=300|gres/gpumem=164G,gres/gpuutil=396"""
+
+
+def test_what_a_job_used_of_its_request_has_the_gpus_where_the_site_records_them() -> None:
+    record = summarize("7", rows(USED))
+    assert record
+    assert record.efficiency() == {
+        "cpu_percent": 25,
+        "memory_gib": 8,
+        "memory_limit_gib": 32,
+        "run_s": 3600,
+        "limit_s": 7200,
+        "gpu_percent": 300,
+        "gpu_percent_max": 396,
+        "gpu_memory_gib": 164,
+        "gpus_per_node": 4,
+    }
+    assert accounting.describe(record.efficiency()) == (
+        "CPUs 25 %, memory 8 of 32 GiB, time 60 of 120 min, GPUs of a node 300 of 400 %, GPU memory of a node 164 GiB"
+    )
+
+
+@pytest.mark.parametrize("limit", ["UNLIMITED", "Partition_Limit", ""])
+def test_what_accounting_does_not_record_is_left_out(limit: str) -> None:
+    text = USED.replace("|120|", f"|{limit}|").replace("gres/", "other/").replace("mem=64G", "billing=1")
+    record = summarize("7", rows(text))
+    assert record
+    assert record.efficiency() == {"cpu_percent": 25, "memory_gib": 8, "run_s": 3600}
+    assert accounting.describe(record.efficiency()) == "CPUs 25 %, memory 8 GiB, time 60 min"
+    record = summarize("7", rows(TEXT.replace("|42|", "|0|")))
+    assert record and record.efficiency() == {"memory_gib": 2, "memory_limit_gib": 4}
+    assert accounting.describe({"run_s": 5, "limit_s": 300}) == "time 5 of 300 s"
+    assert accounting.describe({}) == ""

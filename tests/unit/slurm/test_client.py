@@ -20,7 +20,7 @@ from llm_bridge.exceptions import (
 )
 from llm_bridge.remote import attempt_dir, messages
 from llm_bridge.remote.attempt_dir import Outcome
-from llm_bridge.remote.messages import CommandAnswer, SubmitAnswer, encode
+from llm_bridge.remote.messages import AttemptJob, CommandAnswer, SubmitAnswer, encode
 from llm_bridge.remote.transport import CommandFailed, Completed
 from llm_bridge.slurm import client as client_module
 from llm_bridge.slurm.client import SlurmClient
@@ -66,7 +66,7 @@ def squeue(job_id: str, state: str, directory: str = "") -> str:
 
 
 def sacct(job_id: str, state: str) -> str:
-    return f"{job_id}|{state}|None|n1|0:0|0:0|{TIMES}|2026-11-23T08:31:26|/w/a|60|00:01||node=1\n"
+    return f"{job_id}|{state}|None|n1|0:0|0:0|{TIMES}|2026-11-23T08:31:26|/w/a|60|01:00||cpu=2,node=1\n"
 
 
 async def test_one_squeue_answers_for_all_jobs_and_sacct_for_those_that_it_does_not_list(
@@ -270,6 +270,37 @@ async def test_accounting_waits_until_it_has_recorded_the_end_of_an_ended_job(
     assert len(login.called("sacct")) == client_module.ACCOUNTING_TRIES + 1
     login.answers["sacct"] = Completed(1, "", "Slurm accounting storage is disabled")
     assert await slurm.accounting("7", ended=True) is None
+
+
+async def test_an_sacct_without_the_fields_of_the_usage_is_asked_without_them(
+    slurm: SlurmClient, login: LoginNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(argv: Sequence[str], **_: Any) -> Completed:
+        login.calls.append(list(argv))
+        if "TRESUsageInAve" in argv[argv.index("-o") + 1]:
+            return Completed(1, "", 'sacct: fatal: Invalid field requested: "TRESUsageInAve"')
+        return Completed(0, sacct("7", "COMPLETED"), "")
+
+    monkeypatch.setattr(login, "run", run)
+    found = await slurm.accounting("7", ended=True, directory="/w/a")
+    assert found and found.state == "COMPLETED" and len(login.calls) == 2
+    (used,) = (await slurm.usage([AttemptJob("7", "/w/a"), AttemptJob("", "/w/b")])).values()
+    assert used.efficiency() == {"cpu_percent": 50, "run_s": 60}
+
+
+async def test_the_usage_of_all_jobs_is_one_query_and_waits_until_their_ends_are_recorded(
+    slurm: SlurmClient, login: LoginNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "ACCOUNTING_PAUSE_SECONDS", 0.0)
+    jobs = [AttemptJob("7", "/w/a"), AttemptJob("8", "/w/b"), AttemptJob("9", "/w/other")]
+    login.answers["sacct"] = Completed(
+        0, sacct("7", "COMPLETED") + sacct("8", "RUNNING").replace("/w/a", "/w/b") + sacct("9", "FAILED"), ""
+    )
+    assert set(await slurm.usage(jobs)) == {"/w/a", "/w/b"}
+    assert len(login.called("sacct")) == client_module.ACCOUNTING_TRIES
+    assert login.called("sacct")[0][-1] == "7,8,9"
+    login.answers["sacct"] = Completed(1, "", "Slurm accounting storage is disabled")
+    assert await slurm.usage(jobs) == {} and await slurm.usage([]) == {}
 
 
 async def test_only_nodes_that_slurm_cannot_use_are_down(slurm: SlurmClient, login: LoginNode) -> None:

@@ -110,3 +110,30 @@ def test_a_link_that_is_no_web_address_is_left_out() -> None:
         )
     )
     assert [link["url"] for link in found["links"]] == ["https://ray.example.org/x"]
+
+
+def test_an_attempt_shows_what_accounting_says_at_once_of_a_failed_job_and_with_the_summary_of_the_others() -> (
+    None
+):
+    failed = attempt("1", started=1.0, ended=2.0, result="failed", efficiency={"cpu_percent": 3})
+    good = attempt("2", started=3.0, ended=4.0, result="success")
+    trained = task("sft.train", "success", failed, good)
+    found = run(trained)["attempts"]
+    assert [a["efficiency"] for a in found] == [{"cpu_percent": 3}, {}]
+    used = [{"directory": "/w/2", "job_id": "2", "cpu_percent": 50}, {"directory": "/w/other"}, "no row"]
+    found = run(trained, task("summary", "success", summary={"efficiency": used}))["attempts"]
+    assert [a["efficiency"].get("cpu_percent") for a in found] == [3, 50]
+
+
+def test_a_training_that_failed_shows_the_checkpoints_to_resume_from() -> None:
+    check = task("check", "success", return_value={"directory": "/w/d/r"})
+    failed = attempt("1", result="failed", diagnosis={"step": 40})
+    found = run(check, task("sft.train", "failed", failed))
+    assert found["checkpoints"] == [
+        {"stage": "sft, not complete", "path": "/w/d/r/sft/checkpoints", "step": 40}
+    ]
+    assert found["commands"][-2]["command"].startswith("sacct -j 1 -o JobID,")
+    trained = task(
+        "sft.train", "success", failed, return_value={"result": {"checkpoint_dir": "/c", "step": 9}}
+    )
+    assert run(check, trained)["checkpoints"] == [{"stage": "sft", "path": "/c", "step": 9}]

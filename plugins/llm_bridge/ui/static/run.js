@@ -228,6 +228,7 @@ function head(run) {
       outward(airflow(`/dags/${encodeURIComponent(run.dag_id)}/runs/${encodeURIComponent(run.run_id)}`), "Run in Airflow"),
       el("a", { href: "runs" }, "All runs, compare")),
     el("div", { class: "facts" }, facts.map(([name, value]) => el("div", {}, el("span", {}, name), value || "–"))),
+    run.cluster_choice && el("p", { class: "quiet" }, run.cluster_choice),
     run.changes.length > 0 && el("details", {}, el("summary", {}, `${run.changes.length} change(s) against the recipe`),
       run.changes.map((change) => el("pre", {}, change))));
 }
@@ -292,7 +293,22 @@ function attemptsCard(run) {
       d.advice && el("div", {}, `What to do: ${d.advice}`), d.next_action && el("div", {}, `Next: ${d.next_action}`),
       d.lost_gpu_hours != null && el("div", { class: "quiet" }, `GPU-hours ${number(d.gpu_hours, 3)}, lost ${number(d.lost_gpu_hours, 3)}`));
   });
-  return card("Attempts", table(["Task", "State", "Job", "Nodes", "Queue", "Run", "GPUs", "Step"], rows), ...diagnoses);
+  const used = run.attempts.filter(({ efficiency }) => Object.keys(efficiency).length);
+  const efficiency = used.length > 0 && [el("h3", {}, "Use of what the jobs requested, by Slurm's accounting"),
+    table(["Task", "CPUs", "Memory of a node", "Time", "GPUs of a node", "GPU memory of a node"], used.map((a) => [link(a), ...usage(a.efficiency).map((text) => right(text))]))];
+  return card("Attempts", table(["Task", "State", "Job", "Nodes", "Queue", "Run", "GPUs", "Step"], rows), ...diagnoses, ...(efficiency || []));
+}
+
+// What a job used of its request: each text is "–" where the site does not record it.
+function usage(e) {
+  const of = (used, limit, show) => (used == null ? "–" : `${show(used)}${limit == null ? "" : ` of ${show(limit)}`}`);
+  return [
+    e.cpu_percent == null ? "–" : `${number(e.cpu_percent, 3)} %`,
+    of(e.memory_gib, e.memory_limit_gib, (v) => `${number(v, 3)} GiB`),
+    of(e.run_s, e.limit_s, duration),
+    e.gpu_percent == null ? "–" : `${number(e.gpu_percent, 3)} of ${number(100 * (e.gpus_per_node || 1), 4)} %`,
+    e.gpu_memory_gib == null ? "–" : `${number(e.gpu_memory_gib, 3)} GiB`,
+  ];
 }
 
 function dataCard(run) {
@@ -303,6 +319,23 @@ function dataCard(run) {
       d.rows.train, d.rows.test, d.tokens?.p50, d.tokens?.p95, d.tokens?.max, d.limit,
       d.over_limit == null ? null : `${number(100 * d.over_limit, 2)} %`, d.too_long, d.duplicates, d.leaked, (d.hash || "").slice(0, 12)].map((v) => right(String(v ?? "–")))]),
     el("details", {}, el("summary", {}, `${(d.sample || []).length} rows as the model sees them`), (d.sample || []).map((text) => el("pre", {}, text))))));
+}
+
+// lm_eval's metrics of a task and a model: "acc,none" -> value; a task or a model without a result has its error.
+function harnessRows(e) {
+  return Object.entries(e?.harness || {}).flatMap(([task, found]) => {
+    if (found.error) return [{ task, metric: found.error, values: {} }];
+    const models = Object.entries(found);
+    const metrics = [...new Set(models.flatMap(([, m]) => Object.keys(m).filter((key) => typeof m[key] === "number" && !/_stderr(,|$)/.test(key))))];
+    const errors = models.filter(([, m]) => m.error).map(([name, m]) => ({ task, metric: `${name}: ${m.error}`, values: {} }));
+    return [...metrics.map((metric) => ({ task, metric: metric.replace(/,none$/, ""), values: Object.fromEntries(models.filter(([, m]) => typeof m[metric] === "number").map(([name, m]) => [name, m[metric]])) })), ...errors];
+  });
+}
+
+function harnessTable(e) {
+  const rows = harnessRows(e), models = Object.keys(e.models);
+  return rows.length > 0 && [el("h3", {}, "lm-evaluation-harness"), table(["Task", "Metric", ...models],
+    rows.map(({ task, metric, values }) => [task, metric, ...models.map((name) => right(number(values[name])))]))];
 }
 
 function evaluationCard(run) {
@@ -316,6 +349,7 @@ function evaluationCard(run) {
       [name, right(number(m.score), m.score === best), right(interval(m.interval)), right(number(m.length_mean, 3)), right(`${number(100 * m.cut_share, 2)} %`)])),
     Object.keys(e.differences).length > 0 && table(["Difference", "Mean", "95 % interval"], Object.entries(e.differences).map(([name, d]) =>
       [name, right(number(d.mean)), right(interval(d.interval))])),
+    harnessTable(e),
     run.gate.reason && el("p", {}, run.gate.reason),
     el("details", {}, el("summary", {}, `${e.samples.length} samples of what the models say`), e.samples.map((sample) =>
       el("div", { class: "card" }, el("pre", {}, sample.prompt), el("div", { class: "quiet" }, `Truth: ${sample.truth}`),
@@ -412,14 +446,18 @@ async function showComparison(chosen) {
     const best = better && new Set(numbers).size > 1 ? better(...numbers) : null;
     return [name, ...values.map((v) => right(typeof v === "number" ? number(v) : v ?? "–", v === best && best !== null))];
   };
+  const harness = [...new Set(found.flatMap((r) => harnessRows(r.evaluation).flatMap(({ task, metric, values }) => Object.keys(values).map((name) => JSON.stringify([task, metric, name])))))];
+  const tested = (r, key) => harnessRows(r.evaluation).find(({ task, metric, values }) => Object.keys(values).some((name) => JSON.stringify([task, metric, name]) === key))?.values[JSON.parse(key)[2]];
   const conditions = new Set(found.filter((r) => r.evaluation).map((r) => `${r.evaluation.metric} ${r.evaluation.conditions} ${r.evaluation.data?.hash}`));
   const rows = [
     ["State", ...found.map((r) => badge(r.state))],
     ["Recipe", ...found.map((r) => r.recipe)],
+    ["Cluster", ...found.map((r) => r.cluster)],
     row("Duration", found.map((r) => (r.started ? duration((r.ended || r.now) - r.started) : null))),
     row("GPU-hours", found.map((r) => r.gpu_hours), Math.min),
     row("… of them lost", found.map((r) => r.lost_gpu_hours)),
     ...scores.map((name) => row(`Score, ${name}`, found.map((r) => r.evaluation?.models[name]?.score), conditions.size < 2 ? Math.max : null)),
+    ...harness.map((key) => row(JSON.parse(key).join(", "), found.map((r) => tested(r, key)))),
   ];
   const keys = [...new Set(found.flatMap((r) => Object.keys(r.settings)))].sort();
   const text = (value) => (value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value));
