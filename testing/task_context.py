@@ -35,8 +35,8 @@ def events_at_once() -> Iterator[None]:
 class Store(dict[str, Any]):
     """Stand-in for Airflow's ``task_state_store``, which needs a supervisor; tests/e2e uses the real one."""
 
-    def set(self, key: str, value: Any) -> None:
-        """Store a value, which must be JSON as for the real store."""
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        """Store a value, which must be JSON as for the real store; nothing expires here."""
         self[key] = json.loads(json.dumps(value))
         assert self[key] == value, "the real store takes JSON values only"
 

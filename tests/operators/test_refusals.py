@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llm_bridge.exceptions import ConfigError, NotAcceptedYet
 from llm_bridge.operators.slurm import SlurmSubmitOperator
+from llm_bridge.pipeline.check import CheckOperator
 from llm_bridge.slurm.client import open_client
 from llm_bridge.slurm.spec import Resources, SlurmJob
 from llm_bridge.triggers.reachability import ClusterReachableTrigger
+from testing.site import ssh_connection
+from testing.waiting import until
 
 
 def check(site: dict[str, Any], nodes: int) -> str:
@@ -67,3 +74,37 @@ def test_a_task_waits_for_a_drained_partition_and_then_submits_one_job(
         assert any("waiting for the partition to be in service" in line for line in logged())
     done = task.run(submit())
     assert jobs(task.store["llm_bridge_attempt"]["key"]) == [done["job_id"]]
+
+
+def test_a_run_goes_to_the_cluster_that_can_start_it_first_and_stays_there(
+    task: Any,
+    slurm: Any,
+    site: dict[str, Any],
+    include: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One cluster does not answer; on another one, SFT needs a node that a job holds for an hour."""
+    folder = tmp_path / "include"
+    shutil.copytree(include, folder)
+    for name, changes in {"gone": {"ssh_conn_id": "gone"}, "full": {"nodelist": "n[1-2]"}}.items():
+        (folder / "clusters" / f"{name}.yaml").write_text(yaml.safe_dump(site | changes))
+    recipe = yaml.safe_load((folder / "recipes" / "tiny_cpu.yaml").read_text())
+    recipe |= {"cluster": None, "clusters": ["gone", "full", "test"], "stages": ["prepare", "sft"]}
+    (folder / "recipes" / "several.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(folder))
+    monkeypatch.setenv("AIRFLOW_CONN_GONE", json.dumps(ssh_connection(slurm) | {"port": 1}))
+    context = task.context | {"params": {"recipe": "several"}}
+    holds = ["sbatch", "--parsable", "-w", "n1", "--exclusive", "-t", "60", "--wrap", "sleep 3600"]
+    job = slurm.run("login", holds, user="svc").stdout.strip()
+    try:
+        state = ["squeue", "-h", "-o", "%T", "-j", job]
+        until(lambda: slurm.run("login", state, user="svc").stdout.strip() == "RUNNING", what="the job on n1")
+        first = CheckOperator(task_id="check").execute(context)
+    finally:
+        slurm.run("login", ["scancel", job], user="svc")
+    why = first["cluster_choice"]
+    assert first["cluster"] == "test", why
+    assert "the largest job can start on test now; gone was skipped: " in why and "; full in " in why
+    task.clear()
+    assert CheckOperator(task_id="check").execute(context) == first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,7 +73,7 @@ class SlurmDefaults(FrozenModel):
     None means the less specific value: a job's is its stage's, that is the cluster's, and that is Slurm's default.
 
     Attributes:
-        partition: Partition, or several separated by commas.
+        partition: Partition; several (``a,b``, or the key ``partitions: [a, b]``) for the one that can start first.
         account: Account that the jobs are charged to.
         qos: Quality of service.
         reservation: Reservation to run in.
@@ -103,6 +103,20 @@ class SlurmDefaults(FrozenModel):
     # Any other sbatch option, without the leading dashes; an empty value makes it a flag.
     options: dict[OptionName, OptionValue | None] = {}
     in_cluster_file: ClassVar[bool] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _partitions(cls, values: Any) -> Any:
+        """Read ``partitions: [a, b]`` as Slurm's own form of it, ``partition: a,b``."""
+        if not isinstance(values, dict) or "partitions" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "partitions"}
+        names = values["partitions"]
+        if "partition" in rest:
+            raise ValueError("set partition or partitions, not both")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"partitions must be a list of names, such as [a, b] (got {names!r})")
+        return {**rest, "partition": ",".join(names)}
 
     @field_validator("options")
     @classmethod

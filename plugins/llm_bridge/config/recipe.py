@@ -173,8 +173,26 @@ class Recipe(FrozenModel):
     wandb: Wandb = Wandb()
     hub: Hub = Hub()
     publish: Annotated[Publish, BeforeValidator(read_publish)] = Publish()
-    cluster: SlurmWord | None = Field(default=None, description="cluster of nightly runs")
+    cluster: SlurmWord | None = Field(
+        default=None, description="cluster of runs whose trigger form selects none, such as nightly ones"
+    )
+    clusters: list[SlurmWord] = Field(
+        default=[], description="instead: several, of which a run takes the one that can start it first"
+    )
     schedule: CronLine | None = Field(default=None, description="cron line of nightly runs")
     skip_unchanged: bool = Field(
         default=True, description="nightly runs train nothing if an earlier one has trained the same"
     )
+
+    @field_validator("clusters")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"names a cluster twice: {', '.join(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _cluster_or_clusters(self) -> Recipe:
+        if self.cluster and self.clusters:
+            raise ValueError("set cluster or clusters, not both")
+        return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -21,8 +22,8 @@ from llm_bridge.exceptions import (
     NotAcceptedYet,
 )
 from llm_bridge.operators.base import ClusterOperator
-from llm_bridge.pipeline import first_contact, stages
-from llm_bridge.pipeline.plan import TRAINING, Plan, make_plan
+from llm_bridge.pipeline import choice, first_contact, stages
+from llm_bridge.pipeline.plan import TRAINING, Plan, clusters_of, make_plan
 from llm_bridge.remote import connections
 from llm_bridge.remote.messages import CheckAnswer, CheckRequest, HubAccess
 from llm_bridge.remote.node.verl import ppo_rules
@@ -63,7 +64,7 @@ class CheckOperator(ClusterOperator):
         Raises:
             ConfigError: Names every error that was found; no retry follows.
         """
-        plan = _plan(context)
+        plan = self._choose(context)
         log.info(
             "run %r: recipe %s on cluster %s, stages %s",
             plan.run_name, plan.recipe.name, plan.cluster, ", ".join(plan.stages),
@@ -94,19 +95,59 @@ class CheckOperator(ClusterOperator):
             first_contact.record(cluster)
             self.wait_for_cluster(plan.cluster, error)
         first_contact.record(cluster)
+        if plan.cluster_choice:
+            choice.keep(context["task_state_store"], plan)
         return plan.model_dump(mode="json")
+
+    def _choose(self, context: Context) -> Plan:
+        """Return the plan on the run's cluster: the one chosen before, or else of several that can start it first."""
+        if found := choice.chosen_before(context["task_state_store"]):
+            log.info(
+                "this run has chosen its cluster before, and stays there with its jobs and data (to use another one, "
+                "trigger a new run): %s",
+                found[1],
+            )
+            return _plan(context, found[0]).model_copy(update={"cluster_choice": found[1]})
+        clusters = _clusters(context)
+        if len(clusters) < 2:
+            return _plan(context)
+        try:
+            plan = asyncio.run(
+                choice.choose(
+                    clusters,
+                    partial(_plan, context),
+                    check_site,
+                    planned_jobs,
+                    is_last_contact=self._is_last_contact,
+                )
+            )
+        except choice.NoClusterNow as error:
+            limit = FIRST_CONTACT_SECONDS if error.is_first_contact else choice.ASK_AGAIN_SECONDS
+            self.wait_for_cluster(error.answer.cluster, error, limit_seconds=limit)
+        log.info("%s", plan.cluster_choice)
+        return plan
 
     def execute_again(self, context: Context, event: dict[str, Any]) -> Any:
         """Execute from the beginning after the cluster answers again, or has not answered a first contact."""
-        if first_contact.is_first(load_cluster(_plan(context).cluster)):
+        chosen = choice.chosen_before(context["task_state_store"])
+        if not chosen and len(_clusters(context)) > 1:
+            # All are asked again, also where the one that was waited for does not answer.
+            self._waits = event.get("waits", 0) if event["answers"] else 0
+            self._is_last_contact = not event["answers"]
+            return self.execute(context)
+        if first_contact.is_first(load_cluster(_plan(context, chosen[0] if chosen else None).cluster)):
             self._is_last_contact = not event["answers"]
             return self.execute(context)
         return super().execute_again(context, event)
 
 
-def _plan(context: Context) -> Plan:
+def _plan(context: Context, cluster: str | None = None) -> Plan:
     ti: Any = context["ti"]
-    return make_plan(dict(context["params"]), ti.dag_id, ti.run_id)
+    return make_plan(dict(context["params"]), ti.dag_id, ti.run_id, cluster_name=cluster)
+
+
+def _clusters(context: Context) -> list[str]:
+    return clusters_of(dict(context["params"]))
 
 
 async def check_site(plan: Plan) -> None:

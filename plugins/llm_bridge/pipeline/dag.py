@@ -162,7 +162,10 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             enum=["", *clusters],
             values_display={"": "(from the recipe)", **clusters},
             title="Cluster",
-            description="Slurm cluster to train on: a file in include/clusters.",
+            description=(
+                "Slurm cluster to train on: a file in include/clusters. Empty: from the recipe; if that names several, "
+                "the one that can start the run first."
+            ),
         ),
         "run_name": Param(
             None,

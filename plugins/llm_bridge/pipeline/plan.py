@@ -75,6 +75,7 @@ class Plan(FrozenModel):
     Attributes:
         run_name: Name of the experiment in W&B.
         cluster: Name of the cluster file.
+        cluster_choice: Why it is this cluster of several; empty where there was no choice.
         recipe: The recipe, with the values of the form.
         stages: The stages that run, in order.
         force_stages: Stages that run although their results exist.
@@ -86,6 +87,7 @@ class Plan(FrozenModel):
 
     run_name: Text
     cluster: SlurmWord
+    cluster_choice: str = ""
     recipe: Recipe
     stages: list[Stage]
     force_stages: list[Stage] = []
@@ -225,19 +227,36 @@ class Plan(FrozenModel):
         return wanted or self.recipe.gpus_per_node or cluster.gpus_per_node
 
 
-def make_plan(params: dict[str, Any], dag_id: str, run_id: str) -> Plan:
+def clusters_of(params: dict[str, Any]) -> list[str]:
+    """Return the names of the clusters that may take a run: that of the form, or else those of the recipe.
+
+    Args:
+        params: The form's fields.
+
+    Raises:
+        ConfigError: The form or the recipe is wrong.
+    """
+    form = check_model(Form, params, "the trigger form")
+    if form.cluster:
+        return [form.cluster]
+    recipe = load_recipe(form.recipe)
+    return recipe.clusters or [name for name in [recipe.cluster] if name]
+
+
+def make_plan(params: dict[str, Any], dag_id: str, run_id: str, *, cluster_name: str | None = None) -> Plan:
     """Resolve the form against recipe and cluster file.
 
     Args:
         params: The form's fields.
         dag_id: The DAG.
         run_id: The run.
+        cluster_name: The cluster, of :func:`clusters_of`; None for the first of them.
 
     Raises:
         ConfigError: An error that can be found without a connection to the cluster.
     """
     form = check_model(Form, params, "the trigger form")
-    recipe, cluster = _load(form)
+    recipe, cluster = _load(form, cluster_name)
     recipe, changed_by_form = overrides.apply(recipe, overrides.parse(form.overrides or ""))
     changes: dict[str, Any] = {}
     if form.base_model:
@@ -299,8 +318,12 @@ def _stages(form: Form, recipe: Recipe) -> list[Stage]:
     return [stage for stage in STAGES if stage in given]
 
 
-def _load(form: Form) -> tuple[Recipe, Cluster]:
+def _load(form: Form, cluster_name: str | None) -> tuple[Recipe, Cluster]:
     """Return recipe and cluster of a form.
+
+    Args:
+        form: The form.
+        cluster_name: The cluster; None for that of the form or the recipe.
 
     Raises:
         ConfigError: Names the errors of both files.
@@ -311,14 +334,16 @@ def _load(form: Form) -> tuple[Recipe, Cluster]:
         recipe = load_recipe(form.recipe)
     except ConfigError as error:
         errors.append(str(error))
-    if cluster_name := form.cluster or (recipe and recipe.cluster):
+    if recipe:
+        cluster_name = cluster_name or form.cluster or recipe.cluster or next(iter(recipe.clusters), None)
+    if cluster_name := cluster_name or form.cluster:
         try:
             cluster = load_cluster(cluster_name)
         except ConfigError as error:
             errors.append(str(error))
     elif recipe:
         errors.append(
-            f"no cluster: choose one in the form, or set 'cluster' in include/recipes/{recipe.name}.yaml"
+            f"no cluster: choose one in the form, or set cluster or clusters in include/recipes/{recipe.name}.yaml"
         )
     if errors or recipe is None or cluster is None:
         raise ConfigError("\n".join(errors))

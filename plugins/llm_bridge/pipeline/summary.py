@@ -16,9 +16,9 @@ from llm_bridge.pipeline.approval import APPROVAL, GATE, evaluation_of, refusal
 from llm_bridge.pipeline.plan import COMPARE, UNCHANGED
 from llm_bridge.pipeline.unchanged import TRAINED_XCOM, of_previous_run
 from llm_bridge.ray.startup_timing import describe, seconds
+from llm_bridge.remote.messages import AttemptJob
 from llm_bridge.remote.node.evaluate import report
 from llm_bridge.sensors.ray import JOB_XCOM_RAY
-from llm_bridge.remote.messages import AttemptJob
 from llm_bridge.slurm import accounting
 from llm_bridge.slurm.cancellation import cancel_and_wait
 from llm_bridge.slurm.client import open_client
@@ -47,8 +47,8 @@ class SummaryOperator(ClusterOperator):
 
     It pushes an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
     "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
-    overrides changed in the recipe], "efficiency": [{"job_id", "directory", and what the job used of
-    its request}], "evaluation": {...} or None, "refused": why the model is not published, or None, "unchanged_since":
+    overrides changed in the recipe], "cluster", "efficiency": [{"job_id", "directory", and what the job used of its
+    request}], "evaluation": {...} or None, "refused": why the model is not published, or None, "unchanged_since":
     the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of the newest earlier run
     that was evaluated, with what its scores depend on, or None, "tuning": what SFT's tuner measured, or None}``.
     """
@@ -83,6 +83,7 @@ class SummaryOperator(ClusterOperator):
             "evaluation": evaluation_of(context),
             "refused": _refused(context) if states.get(ROWS["upload"]) == "skipped" else None,
             UNCHANGED: compared.get(UNCHANGED),
+            "cluster": (plan or {}).get("cluster"),
             "efficiency": efficiency,
             "run_id": ti.run_id,
             "previous": _previous(ti),
@@ -92,6 +93,8 @@ class SummaryOperator(ClusterOperator):
             self.log.info("%s", line)
         for job in efficiency:
             self.log.info("Slurm job %s used of its request: %s", job["job_id"], accounting.describe(job))
+        if why := (plan or {}).get("cluster_choice"):
+            self.log.info("%s", why)
         for change in summary["changes"]:
             self.log.info("changed against the recipe: %s", change)
         if phases:

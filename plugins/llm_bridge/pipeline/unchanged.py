@@ -27,6 +27,7 @@ _NOT_DECISIVE = {
     "name",
     "description",
     "cluster",
+    "clusters",
     "schedule",
     "skip_unchanged",
     "logger",

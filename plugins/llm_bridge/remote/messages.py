@@ -123,6 +123,7 @@ class SubmitAnswer(NamedTuple):
         archived: New names of earlier attempts' outputs that were renamed.
         result: The stage's existing result, after REUSED.
         message: Output of sbatch or squeue, or the cause of STILL_RUNS.
+        starts_in: After FITS, seconds from now to Slurm's estimate of the start; None where its output has none.
     """
 
     status: str
@@ -130,6 +131,7 @@ class SubmitAnswer(NamedTuple):
     archived: Sequence[str] = ()
     result: Optional[FoundResult] = None
     message: str = ""
+    starts_in: Optional[float] = None
 
 
 # ---- stage_result

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.loader import load_cluster
@@ -80,6 +80,18 @@ HELPER_TIMEOUT_SECONDS = 240
 # sacct lags behind squeue by a second or two (measured: 0.9-1.8 s).
 ACCOUNTING_TRIES = 3
 ACCOUNTING_PAUSE_SECONDS = 1.0
+
+
+class StartEstimate(NamedTuple):
+    """Slurm's estimate of a job's start.
+
+    Attributes:
+        text: Its output.
+        seconds: Seconds until the start; None if the output has no time.
+    """
+
+    text: str
+    seconds: float | None
 
 
 @asynccontextmanager
@@ -180,6 +192,12 @@ class SlurmClient:
     async def test_only(
         self, resolved: ResolvedJob, directory: str | None = None, key: str = "llmb-test"
     ) -> str:
+        """Return Slurm's text on a job's start; see :meth:`estimate_start`."""
+        return (await self.estimate_start(resolved, directory, key)).text
+
+    async def estimate_start(
+        self, resolved: ResolvedJob, directory: str | None = None, key: str = "llmb-test"
+    ) -> StartEstimate:
         """Check with ``sbatch --test-only`` that a job could ever run, without submitting it.
 
         sbatch gets the same options and the same script as in :meth:`submit`, including the script's own directives.
@@ -213,7 +231,7 @@ class SlurmClient:
             if refusals.classify(answer.message).verdict is Verdict.NODES:
                 raise await self._too_few_nodes(resolved, answer.message)
             raise _refusal(resolved, answer.message)
-        return answer.message
+        return StartEstimate(answer.message, answer.starts_in)
 
     async def _too_few_nodes(self, resolved: ResolvedJob, output: str) -> Exception:
         """Return the error for a job that ``sbatch --test-only`` finds too few nodes for: never, or not now."""

@@ -55,3 +55,19 @@ def test_two_ways_into_the_environment_are_refused(include: Path) -> None:
     write(include, "clusters/mine.yaml", MINIMAL + "environment: {venv: /v, container: /c.sif}\n")
     with pytest.raises(ConfigError, match="set one of venv, conda, container; venv and container are set"):
         load_cluster("mine")
+
+
+def test_several_partitions_are_one_option_of_slurm(include: Path) -> None:
+    file = include / "clusters" / "several.yaml"
+    text = "ssh_conn_id: null\nworkspace: /w\ngpus_per_node: 8\n"
+    file.write_text(f"{text}partitions: [gpu, long]\nstages: {{ppo: {{partitions: [big, huge]}}}}\n")
+    cluster = load_cluster("several")
+    assert (cluster.partition, cluster.stages["ppo"].partition) == ("gpu,long", "big,huge")
+    for wrong, said in (
+        ("partition: gpu\npartitions: [long]\n", "set partition or partitions, not both"),
+        ("partitions: gpu\n", r"partitions must be a list of names, such as \[a, b\] \(got 'gpu'\)"),
+        ("partitions: [a b]\n", "partition: must be one word"),
+    ):
+        file.write_text(text + wrong)
+        with pytest.raises(ConfigError, match=said):
+            load_cluster("several")

@@ -32,6 +32,7 @@ from llm_bridge.remote.transport import CommandFailed, Completed
 from llm_bridge.slurm.capacity import TooLarge
 from llm_bridge.slurm.site_names import WrongNames
 from llm_bridge.slurm.spec import ResolvedJob
+from testing.task_context import Store
 
 REPO = "demo/tiny-llama-gsm8k"
 
@@ -372,6 +373,7 @@ def execute(event: dict[str, Any] | None = None, **params: Any) -> dict[str, Any
     """Run the task; with an event, after a wait."""
     ti = SimpleNamespace(dag_id="d", run_id="r")
     context: Any = {"ti": ti, "params": {"recipe": "tiny_cpu", "cluster": "local", **params}}
+    context["task_state_store"] = Store()
     operator = CheckOperator(task_id="check")
     found: dict[str, Any] = operator.execute_again(context, event) if event else operator.execute(context)
     return found

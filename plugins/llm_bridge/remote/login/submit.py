@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 from typing import Any, Dict, List, Optional
@@ -170,7 +171,25 @@ def test_only(request: SubmitRequest) -> SubmitAnswer:
     argv = [*sbatch(request), "--test-only"]
     done = slurm_command.run(argv, request.budget, stdin=request.files[attempt_dir.SCRIPT])
     said = done.stderr.strip() or done.stdout.strip()
-    return SubmitAnswer(messages.REFUSED if done.returncode else messages.FITS, message=said)
+    if done.returncode:
+        return SubmitAnswer(messages.REFUSED, message=said)
+    return SubmitAnswer(messages.FITS, message=said, starts_in=starts_in(said))
+
+
+def starts_in(said: str) -> Optional[float]:
+    """Return the seconds until the start that ``sbatch --test-only`` estimates; None if its output has none.
+
+    Args:
+        said: Its output, with a time in this node's time zone: "Job 7 to start at 2026-11-28T08:00:00 using ...".
+    """
+    found = re.search(r" to start at ([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})", said)
+    if not found:
+        return None
+    try:
+        start = time.mktime(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S"))
+    except (ValueError, OverflowError):  # no such day, or one that the system's clock cannot have
+        return None
+    return max(0.0, start - time.time())
 
 
 def id_of_new_job(request: SubmitRequest, printed: str, errors: str) -> str:

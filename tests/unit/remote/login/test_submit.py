@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def run(wanted: SubmitRequest) -> SubmitAnswer:
 
 def test_a_job_is_submitted_with_its_files_secrets_and_owner(attempt: Path, slurm: Any) -> None:
     slurm.set("sbatch", "7\n")
-    assert run(request(attempt)) == (messages.SUBMITTED, "7", [], None, "")
+    assert run(request(attempt)) == SubmitAnswer(messages.SUBMITTED, "7", [])
     [call] = slurm.calls("sbatch")
     assert f"--job-name={KEY}" in call and call.endswith(f"{attempt}/{attempt_dir.SCRIPT}")
     assert attempt_dir.job_of(str(attempt)) == "7"
@@ -208,3 +209,25 @@ def test_a_job_that_was_killed_holds_the_next_one_up_only_once(
     monkeypatch.setattr(submit.time, "sleep", lambda seconds: pytest.fail("waits again"))
     slurm.set("sbatch", "8\n")
     assert run(request(attempt.with_name("attempt-2"))).job_id == "8"
+
+
+@pytest.mark.parametrize(
+    ("said", "low", "high"),
+    [
+        ("sbatch: Job 7 to start at {} using 2 processors on nodes n1 in partition main", 80_000, 86_400),
+        ("sbatch: Job 7 to start at 2001-01-01T00:00:00 using 2 processors", 0, 0),
+        ("sbatch: Job 7 to start at 2026-02-31T00:00:00 using 2 processors", None, None),
+        ("a wrapper's greeting", None, None),
+    ],
+)
+def test_the_estimate_of_a_start_is_seconds_from_now_by_the_login_nodes_clock(
+    attempt: Path, slurm: Any, said: str, low: float | None, high: float | None
+) -> None:
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 86400))
+    slurm.set("sbatch", errors=said.format(start))
+    answer = run(request(attempt, test_only=True))
+    assert (answer.status, answer.message) == (messages.FITS, said.format(start))
+    assert (answer.starts_in is None) is (low is None)
+    if low is not None and high is not None:
+        assert answer.starts_in is not None and low <= answer.starts_in <= high
+    assert not attempt.exists()
