@@ -4,48 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.loader import describe_errors, load_cluster
-from llm_bridge.exceptions import (
-    ClusterUnavailable,
-    ConfigError,
-    JobRefused,
-    LoginDenied,
-    LoginNodeUnreachable,
-    NoConnection,
-    NotAcceptedYet,
-)
+from llm_bridge.exceptions import ClusterUnavailable, ConfigError, LoginDenied, LoginNodeUnreachable
 from llm_bridge.operators.base import ClusterOperator
-from llm_bridge.pipeline import choice, first_contact, stages
-from llm_bridge.pipeline.plan import TRAINING, Plan, clusters_of, make_plan
-from llm_bridge.remote import connections
-from llm_bridge.remote.messages import CheckAnswer, CheckRequest, HubAccess
+from llm_bridge.pipeline import choice, first_contact, site_checks, stages
+from llm_bridge.pipeline.plan import Plan, clusters_of, make_plan
+from llm_bridge.remote.messages import ERROR, WARNING, Finding
 from llm_bridge.remote.node.verl import ppo_rules
 from llm_bridge.remote.transport import CommandFailed
-from llm_bridge.slurm.capacity import TooLarge
-from llm_bridge.slurm.client import SlurmClient, open_client
-from llm_bridge.slurm.spec import ResolvedJob, SlurmJob
+from llm_bridge.slurm.client import open_client
+from llm_bridge.slurm.spec import SlurmJob
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 log = logging.getLogger(__name__)
 
-HUB_ENDPOINT = "https://huggingface.co"
 # A login node that has never answered is waited for that long.
 FIRST_CONTACT_SECONDS = 60.0
-# For Python 2, too.
-# Oldest Pythons that can run the helpers on the login node, and Ray's head guard.
-HELPER_PYTHON = (3, 6)
-GUARD_PYTHON = (3, 9)
-PRINT_VERSION = "import sys; print('llm-bridge %d.%d' % sys.version_info[:2])"
-MAX_QUOTED_LENGTH = 300
 
 
 class CheckOperator(ClusterOperator):
@@ -158,40 +140,28 @@ async def check_site(plan: Plan) -> None:
         ClusterUnavailable: The login node or slurmctld does not answer, and no error was found until then.
     """
     jobs, cluster = planned_jobs(plan), load_cluster(plan.cluster)
-    problems = await _missing_tokens(plan, cluster, jobs)
-    used = cluster.environment
-    if not (used.venv or used.conda or used.container or used.modules):
-        log.warning(
-            "environment in include/clusters/%s.yaml is empty: jobs use the python in PATH, which must have torch and "
-            "verl. Set venv, conda or container",
-            cluster.name,
-        )
+    found = await site_checks.tokens(cluster, jobs, uploads="upload" in plan.stages)
+    found += site_checks.environment(cluster)
     try:
         async with open_client(plan.cluster) as client:
-            usable = await _with_python(client, plan, problems)
+            python, usable = await site_checks.login_python(client, runs_guard="ppo" in plan.stages)
+            found.append(python)
             if usable:
-                await _check_login_node(usable, plan, problems)
-                await _check_jobs(usable, jobs, problems)
-    except NoConnection as error:
-        problems.append(
-            f"ssh_conn_id in include/clusters/{cluster.name}.yaml: {error}. What is on the cluster is checked once the "
-            "login works"
-        )
+                request = site_checks.request_for(plan, cluster)
+                found += await site_checks.login_node(usable, request)
+                found += await site_checks.jobs(usable, jobs)
     except (ConfigError, LoginDenied) as error:
-        problems.append(f"{str(error).rstrip('.')}. What is on the cluster is checked once the login works")
+        found.append(site_checks.no_login(cluster, error))
     except CommandFailed as error:
-        problems.append(str(error))
+        found.append(Finding("login node", ERROR, str(error)))
     except ClusterUnavailable as error:
-        if not problems:
+        if not _errors(found):
             raise
-        problem = f"the rest could not be checked, because the cluster does not answer: {error}"
-        if isinstance(error, LoginNodeUnreachable) and cluster.ssh_conn_id:
-            problem += (
-                f". Check host and port of the Airflow connection {cluster.ssh_conn_id!r} (Admin > Connections), which "
-                f"ssh_conn_id in include/clusters/{cluster.name}.yaml names"
-            )
-        problems.append(problem)
-    problems = list(dict.fromkeys(problems))
+        found.append(site_checks.unavailable(cluster, error))
+    for finding in found:
+        if finding.result != ERROR:
+            log.log(logging.WARNING if finding.result == WARNING else logging.INFO, "%s", finding.sentence)
+    problems = _errors(found)
     if len(problems) == 1:
         raise ConfigError(f"cluster {plan.cluster!r}: {problems[0].rstrip('.')}. Nothing was submitted.")
     if problems:
@@ -199,114 +169,8 @@ async def check_site(plan: Plan) -> None:
         raise ConfigError(f"cluster {plan.cluster!r}: {len(problems)} errors, nothing was submitted:{lines}")
 
 
-async def _missing_tokens(plan: Plan, cluster: Cluster, jobs: list[SlurmJob]) -> list[str]:
-    """Return the problems with the connections of tokens."""
-    keys = {cluster.hub.conn_id: "hub.conn_id", cluster.wandb_conn_id: "wandb_conn_id"}
-    problems = []
-    for conn_id in sorted({conn_id for job in jobs for conn_id in job.secrets.values()}):
-        try:
-            await asyncio.to_thread(connections.secret, conn_id)
-        except ConfigError as error:
-            problem = f"{keys[conn_id]} in include/clusters/{cluster.name}.yaml: {error}"
-            if conn_id == cluster.hub.conn_id and "upload" not in plan.stages:
-                problem += ". These stages do not upload: for public models and data you may delete `hub`"
-            problems.append(problem)
-    return problems
-
-
-async def _with_python(client: SlurmClient, plan: Plan, problems: list[str]) -> SlurmClient | None:
-    """Return a client that can run helpers: where ``login_python`` cannot, one with the login node's python3.
-
-    Args:
-        client: Client of the cluster.
-        plan: The run.
-        problems: List to which an unusable ``login_python`` is added.
-    """
-    cluster = client.cluster
-    # Ray's head guard needs srun and scontrol, so that it runs outside the container, with this Python as well.
-    with_guard = bool(cluster.environment.container) and "ppo" in plan.stages
-    oldest = GUARD_PYTHON if with_guard else HELPER_PYTHON
-    if (said := await _python_error(client, cluster.login_python, oldest)) is None:
-        return client
-    found = (await client.transport.run(["which", "python3"])).stdout.strip()
-    usable = found.startswith("/") and await _python_error(client, found, oldest) is None
-    wanted = f"{oldest[0]}.{oldest[1]} or newer"
-    if with_guard:
-        wanted += " on login and compute nodes, where Ray's head guard runs with it, outside the container"
-    problems.append(
-        f"login_python in include/clusters/{cluster.name}.yaml: {cluster.login_python} is no usable Python on the "
-        f"login node: {said}. Set it to a Python of version {wanted}{f', such as {found}' if usable else ''}"
-    )
-    if await _python_error(client, cluster.login_python, HELPER_PYTHON) is None:
-        return client
-    if not usable:
-        return None
-    return SlurmClient(cluster.model_copy(update={"login_python": found}), client.transport)
-
-
-async def _python_error(client: SlurmClient, python: str, oldest: tuple[int, int]) -> str | None:
-    """Return why a program on the login node is no Python of a version or a newer one; None if it is one."""
-    done = await client.transport.run([python, "-I", "-c", PRINT_VERSION])
-    version = re.search(r"^llm-bridge ([0-9]+)\.([0-9]+)$", done.stdout, re.MULTILINE)
-    if version is None:
-        return (done.stderr.strip() or done.stdout.strip() or "no output")[:MAX_QUOTED_LENGTH]
-    number = int(version[1]), int(version[2])
-    return None if number >= oldest else f"it is Python {number[0]}.{number[1]}"
-
-
-async def _check_login_node(client: SlurmClient, plan: Plan, problems: list[str]) -> None:
-    """Add the problems with the site's files and the Hub's token."""
-    cluster = client.cluster
-    request = CheckRequest(
-        workspace=plan.workspace,
-        readable=_readable(plan, cluster),
-        hub=await asyncio.to_thread(_hub, plan, cluster),
-        workspace_setting=f"workspace in include/clusters/{cluster.name}.yaml",
-    )
-    answer: CheckAnswer = await client.call_helper("check_site", request, CheckAnswer)
-    for note in answer.notes:
-        log.info("%s", note)
-    problems += answer.problems
-
-
-async def _check_jobs(client: SlurmClient, jobs: list[SlurmJob], problems: list[str]) -> None:
-    """Add the reasons for which Slurm refuses jobs for good."""
-    refused: list[tuple[ResolvedJob, JobRefused]] = []
-    for job in jobs:
-        resolved = job.resolve(client.cluster)
-        for note in resolved.notes:
-            log.warning("%s: %s", job.stage, note)
-        try:
-            log.info("%s: %s", job.stage, await client.test_only(resolved))
-        except NotAcceptedYet as error:  # its own task submits it, and waits then
-            log.warning("%s: %s. The run continues", job.stage, error)
-        except JobRefused as error:
-            refused.append((resolved, error))
-    if not refused:
-        return
-    name = client.cluster.name
-    causes: dict[str, list[str]] = {}
-    sizes: dict[TooLarge, list[str]] = {}
-    wrong_names = await client.wrong_names([resolved for resolved, _ in refused])
-    # sbatch reports one error only: behind a wrong name there may be a size that no node has.
-    too_large = await client.too_large([resolved for resolved, _ in refused])
-    for (resolved, refusal), wrong, large in zip(refused, wrong_names, too_large, strict=True):
-        problems += [each.describe(name) for each in wrong]
-        if not wrong:
-            causes.setdefault(refusal.cause, []).append(resolved.name)
-            continue
-        for size in large:
-            sizes.setdefault(size, []).append(resolved.name)
-    problems += [
-        f"{size.key} {size.wanted} of the jobs {', '.join(dict.fromkeys(templates))} is too large: the largest node "
-        f"has {size.most}. Change it in include/clusters/{name}.yaml or the recipe"
-        for size, templates in sizes.items()
-    ]
-    problems += [
-        f"Slurm on cluster {name!r} refuses the jobs {', '.join(dict.fromkeys(templates))}: {cause}. Check "
-        f"include/clusters/{name}.yaml and the recipe's nodes and gpus_per_node"
-        for cause, templates in causes.items()
-    ]
+def _errors(found: Iterable[Finding]) -> list[str]:
+    return list(dict.fromkeys(finding.sentence for finding in found if finding.result == ERROR))
 
 
 def planned_jobs(plan: Plan) -> list[SlurmJob]:
@@ -330,63 +194,3 @@ def planned_jobs(plan: Plan) -> list[SlurmJob]:
         return [build(plan) for stage in plan.stages for build in builders[stage]]
     except ValidationError as error:
         raise describe_errors(error, SlurmJob, source) from None
-
-
-def _readable(plan: Plan, cluster: Cluster) -> dict[str, str]:
-    """Return the paths that jobs of the run read, with the key and the file that set each one."""
-    environment = cluster.environment
-    keys: dict[str, str] = {}
-    if environment.modules:
-        keys[environment.module_init] = "environment.module_init"
-    if environment.venv:
-        keys[f"{environment.venv}/bin/activate"] = "environment.venv"
-    if environment.conda:
-        keys[environment.conda] = "environment.conda"
-        keys[environment.conda_init or ""] = "environment.conda_init"
-    container = environment.container or ""
-    if container.startswith("/"):  # else an image in a registry
-        keys[container] = "environment.container"
-    if container:
-        for mount in environment.container_mounts:
-            keys[mount.partition(":")[0]] = "environment.container_mounts"
-    if cluster.slurm_bin:
-        keys[cluster.slurm_bin] = "slurm_bin"
-    if cluster.hub.token_file and "prepare" in plan.stages and "upload" not in plan.stages:  # else see _hub
-        keys[cluster.hub.token_file] = "hub.token_file"
-    found = {path: f"{key} in include/clusters/{cluster.name}.yaml" for path, key in keys.items()}
-    recipe = f"include/recipes/{plan.recipe.name}.yaml or the trigger form"
-    paths = {plan.recipe.base_model: "base_model"}
-    for stage in TRAINING:
-        key = f"{stage}.data" if getattr(plan.recipe, stage).data else "data"
-        if stage in plan.prepared and "prepare" in plan.stages:
-            paths |= {source.directory_or_file: f"{key}.source" for source in plan.data(stage).all_sources()}
-    found |= {path: f"{key} in {recipe}" for path, key in paths.items() if path.startswith("/")}
-    return found
-
-
-def _hub(plan: Plan, cluster: Cluster) -> HubAccess | None:
-    """Return the Hub and the token to check; None where no job uploads, or where the token cannot be known here."""
-    if "upload" not in plan.stages:
-        return None
-    file = f"include/clusters/{cluster.name}.yaml"
-    access = HubAccess(
-        cluster.variables.get("HF_ENDPOINT", HUB_ENDPOINT), token="", repo_id=plan.recipe.hub.repo_id or ""
-    )
-    if conn_id := cluster.hub.conn_id:
-        source = f"the password of Airflow connection {conn_id!r} (hub.conn_id in {file})"
-        try:
-            return access._replace(token=connections.secret(conn_id), source=source)
-        except ConfigError:
-            return None  # reported already
-    if path := cluster.hub.token_file:
-        return access._replace(token_file=path, source=f"{path} (hub.token_file in {file})")
-    if "HF_TOKEN" in cluster.variables:
-        return None
-    # The file of `hf auth login`, which huggingface_hub reads in the job.
-    home = cluster.variables.get("HF_HOME", "~/.cache/huggingface")
-    path = cluster.variables.get("HF_TOKEN_PATH", f"{home}/token")
-    source = (
-        f"the stage 'upload' needs a Hub token: set hub.conn_id in {file} to the id of an Airflow connection (type "
-        f"Generic) whose password is one, or select stages without 'upload'. Without hub.conn_id jobs use {path}"
-    )
-    return access._replace(token_file=path, source=source)

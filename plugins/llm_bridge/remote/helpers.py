@@ -26,6 +26,7 @@ MODULES = {
     "poll_jobs": (*_SHARED, "login.poll_jobs"),
     "ray_request": (*_SHARED, "login.http_errors", "login.ray_request"),
     "check_site": (*_SHARED, "hub_status", "login.http_errors", "login.hub_access", "login.check_site"),
+    "describe_site": (*_SHARED, "login.describe_site"),
     "evidence": (*_SHARED, "login.evidence"),
 }
 

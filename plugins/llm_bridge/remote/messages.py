@@ -407,19 +407,97 @@ class CheckRequest(NamedTuple):
         readable: Path that must be readable -> key and file that set it.
         hub: Hub that must accept the token; None to skip this check.
         workspace_setting: Key and file that set the workspace.
+        min_free_gib: Free space in GiB below which the workspace gets a warning.
+        quota: Also run the commands that print a quota.
     """
 
     workspace: str
     readable: Dict[str, str]
     hub: Optional[HubAccess] = None
     workspace_setting: str = "workspace"
+    min_free_gib: float = 0
+    quota: bool = False
+
+
+# Results of a check: an error stops a run, a warning does not.
+OK, WARNING, ERROR, SKIPPED = "ok", "warning", "error", "skipped"
+
+
+class Finding(NamedTuple):
+    """Result of one check of a site.
+
+    Attributes:
+        check: Name of the check, such as "partition".
+        result: OK, WARNING, ERROR or SKIPPED.
+        detail: The finding, as a clause that names file and key where one is wrong.
+        action: What to do, as a clause that begins with a verb; empty where there is nothing to do.
+    """
+
+    check: str
+    result: str
+    detail: str
+    action: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Detail and action as one text."""
+        detail = self.detail.rstrip(".")
+        return detail + ". " + self.action[0].upper() + self.action[1:] if self.action else detail
 
 
 class CheckAnswer(NamedTuple):
-    """Findings, one sentence each; any problem stops the run."""
+    """Findings of ``check_site``, in the order of the checks."""
 
-    problems: Sequence[str] = ()
-    notes: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+
+
+# ---- describe_site
+
+
+class DescribeRequest(NamedTuple):
+    """Question for what a login node has.
+
+    Attributes:
+        folders: Candidates for a workspace; variables and "~" are expanded on the login node.
+        files: Candidates for files of settings, with wildcards.
+    """
+
+    folders: Sequence[str] = ()
+    files: Sequence[str] = ()
+
+
+class Folder(NamedTuple):
+    """Folder that the user may write.
+
+    Attributes:
+        path: Its path.
+        free_gib: Free space of its file system.
+        kind: Type of the file system, such as "lustre"; empty if it is unknown.
+    """
+
+    path: str
+    free_gib: float
+    kind: str
+
+
+class DescribeAnswer(NamedTuple):
+    """Description of a login node.
+
+    Attributes:
+        user: Name of the user.
+        shell: The user's login shell.
+        cleared: Names of the variables that llm-bridge removes, because they would steer Slurm's commands.
+        folders: Those of the request that exist and may be written.
+        files: Those of the request that exist.
+        interfaces: Network interfaces that are up, without the loopback.
+    """
+
+    user: str
+    shell: str
+    cleared: Sequence[str] = ()
+    folders: Sequence[Folder] = ()
+    files: Sequence[str] = ()
+    interfaces: Sequence[str] = ()
 
 
 # ---- evidence
@@ -546,6 +624,8 @@ _NESTED: Dict[Any, Dict[str, Any]] = {
     PollAnswer: {"jobs": JobNews},
     CommandRequest: {"budget": RateBudget},
     CheckRequest: {"hub": HubAccess},
+    CheckAnswer: {"findings": Finding},
+    DescribeAnswer: {"folders": Folder},
     EvidenceRequest: {"signatures": SignatureQuery},
     EvidenceAnswer: {"found": LogMatch, "newest": SavedStep, "newest_before": SavedStep},
 }

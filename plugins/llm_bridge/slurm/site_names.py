@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from llm_bridge.remote.messages import ERROR, Finding
 from llm_bridge.remote.transport import Completed
 from llm_bridge.slurm.spec import ResolvedJob
 
@@ -59,7 +60,7 @@ class WrongNames:
     names: tuple[str, ...]
     valid: tuple[str, ...]
 
-    def describe(self, cluster: str) -> str:
+    def finding(self, cluster: str) -> Finding:
         """Return the error for users.
 
         Args:
@@ -70,9 +71,8 @@ class WrongNames:
             f"choose from {shown}{f' and {more} more' if more > 0 else ''}, or delete" if shown else "delete"
         )
         names = ", ".join(map(repr, self.names)) + (" for this user" if self.kind in _PERSONAL else "")
-        return (
-            f"{self.key} in include/clusters/{cluster}.yaml: Slurm has no {self.kind} {names}: {todo} the key"
-        )
+        detail = f"{self.key} in include/clusters/{cluster}.yaml: Slurm has no {self.kind} {names}"
+        return Finding(self.kind, ERROR, detail, f"{todo} the key")
 
 
 async def ask(run: Run) -> SiteNames:

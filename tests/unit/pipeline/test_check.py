@@ -24,10 +24,10 @@ from llm_bridge.exceptions import (
     NotAcceptedYet,
     SlurmUnavailable,
 )
-from llm_bridge.pipeline import check, first_contact
+from llm_bridge.pipeline import check, first_contact, site_checks
 from llm_bridge.pipeline.check import CheckOperator, check_site, planned_jobs
 from llm_bridge.pipeline.plan import Plan, make_plan
-from llm_bridge.remote.messages import CheckAnswer, CheckRequest, HubAccess
+from llm_bridge.remote.messages import ERROR, OK, CheckAnswer, CheckRequest, Finding, HubAccess
 from llm_bridge.remote.transport import CommandFailed, Completed
 from llm_bridge.slurm.capacity import TooLarge
 from llm_bridge.slurm.site_names import WrongNames
@@ -42,7 +42,7 @@ class Client:
 
     def __init__(self) -> None:
         self.cluster = load_cluster("local")
-        self.answer = CheckAnswer(notes=["the token belongs to ada"])
+        self.answer = CheckAnswer([Finding("Hub token", OK, "the token belongs to ada")])
         self.request: CheckRequest | None = None
         self.tested: list[str | None] = []
         self.error: Exception | None = None
@@ -96,7 +96,7 @@ def client(include: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
         return client
 
     monkeypatch.setattr(check, "open_client", open_client)
-    monkeypatch.setattr(check, "SlurmClient", with_another_python)
+    monkeypatch.setattr(site_checks, "SlurmClient", with_another_python)
     for name in set(client.cluster.model_dump(include={"wandb_conn_id"}).values()) | {
         client.cluster.hub.conn_id
     }:
@@ -104,6 +104,10 @@ def client(include: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
             connection = json.dumps({"conn_type": "generic", "password": "hf_secret"})
             monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", connection)
     return client
+
+
+def wrong(*details: str) -> CheckAnswer:
+    return CheckAnswer([Finding("site", ERROR, detail) for detail in details])
 
 
 def edit(file: Path, **keys: Any) -> None:
@@ -232,7 +236,7 @@ async def test_all_problems_of_the_site_are_reported_at_once(
 ) -> None:
     edit(include / "clusters" / "local.yaml", hub={"conn_id": "none"}, wandb_conn_id="nobody")
     edit(include / "recipes" / "tiny_cpu.yaml", logger=["wandb"])
-    client.answer = CheckAnswer(problems=["no space", "no venv"])
+    client.answer = wrong("no space", "no venv")
     client.refuses = "all"
     with pytest.raises(ConfigError) as error:
         await check_site(plan())
@@ -250,7 +254,7 @@ async def test_all_problems_of_the_site_are_reported_at_once(
 
 
 async def test_known_problems_are_reported_although_the_cluster_does_not_answer(client: Client) -> None:
-    client.answer = CheckAnswer(problems=["no venv"])
+    client.answer = wrong("no venv")
     client.refuses, client.refusal = "all", SlurmUnavailable("slurmctld")
     with pytest.raises(ConfigError, match=r"no venv\n.*could not be checked.*does not answer: slurmctld$"):
         await check_site(plan())
@@ -260,7 +264,7 @@ async def test_known_problems_are_reported_although_the_cluster_does_not_answer(
 
 
 async def test_known_problems_are_reported_although_a_helper_fails(client: Client) -> None:
-    client.answer = CheckAnswer(problems=["no venv"])
+    client.answer = wrong("no venv")
     client.refuses, client.refusal = "all", CommandFailed(["python3"], Completed(1, "", "a traceback"))
     with pytest.raises(ConfigError, match=r"(?s)no venv\n.*a traceback"):
         await check_site(plan())
@@ -285,7 +289,7 @@ async def test_a_wrong_login_python_is_named_with_a_right_one_and_hides_no_other
     client: Client, include: Path, printed: str | None, cause: str
 ) -> None:
     edit(include / "clusters" / "local.yaml", login_python="/opt/python")
-    client.answer = CheckAnswer(problems=["no venv"])
+    client.answer = wrong("no venv")
     client.pythons |= {"/opt/python": printed} if printed else {}
     with pytest.raises(ConfigError) as error:
         await check_site(plan())
@@ -330,8 +334,8 @@ async def test_wrong_names_of_all_keys_replace_slurms_refusal(client: Client) ->
         await check_site(plan())
     where = "in include/clusters/local.yaml: Slurm has no"
     assert str(error.value).splitlines()[1:] == [
-        f"  - partition {where} partition 'gpu': choose from main, low, or delete the key",
-        f"  - constraint {where} feature 'h100': delete the key",
+        f"  - partition {where} partition 'gpu'. Choose from main, low, or delete the key",
+        f"  - constraint {where} feature 'h100'. Delete the key",
     ]
 
 

@@ -23,10 +23,10 @@ from llm_bridge.remote.messages import (
     ActiveRequest,
     AttemptsAnswer,
     AttemptsRequest,
-    CheckAnswer,
     CheckRequest,
     CommandAnswer,
     CommandRequest,
+    DescribeRequest,
     JobNews,
     JobQuery,
     LogQuery,
@@ -168,7 +168,11 @@ def requests(folder: Path) -> dict[str, tuple[Any, Any]]:
         ),
         "check_site": (
             CheckRequest(str(folder), {"/nowhere": "venv"}),
-            CheckAnswer(["venv: /nowhere cannot be read on the login node: No such file or directory"], []),
+            ANY,
+        ),
+        "describe_site": (
+            DescribeRequest([str(folder), "$NOWHERE", "/nowhere"], [f"{folder}/*.sh"]),
+            ANY,
         ),
         "evidence": (evidence.request(evidence.LogLocation("c", "7", str(folder), ()), None), ANY),
     }
@@ -183,6 +187,11 @@ def test_a_bare_python_runs_it(helper: str, tmp_path: Path) -> None:
     request, answer = requests(tmp_path)[helper]
     values = json.loads(run(helper, encode(request), path=tmp_path))
     assert values == (answer if answer is ANY else encode(answer))
+    if helper == "check_site":
+        wrong = [f["detail"] for f in values["findings"] if f["result"] == messages.ERROR]
+        assert wrong == ["venv: /nowhere cannot be read on the login node: No such file or directory"]
+    if helper == "describe_site":
+        assert [each["path"] for each in values["folders"]] == [str(tmp_path)]
     if helper == "submit":
         attempt = tmp_path / "stage" / "attempt-1"
         assert (attempt / "a").read_text() == "text" and (attempt / "b").read_bytes() == b"\0\1"

@@ -106,13 +106,16 @@ async def test_a_constraint_with_further_operators_is_left_to_sbatch(constraint:
 
 def test_the_error_has_key_file_and_valid_values() -> None:
     names = WrongNames("partition", "partition", ("gpu",), ("low", "main"))
-    assert names.describe("mysite") == (
-        "partition in include/clusters/mysite.yaml: Slurm has no partition 'gpu': choose from low, main, or delete "
-        "the key"
+    assert names.finding("mysite") == (
+        "partition",
+        "error",
+        "partition in include/clusters/mysite.yaml: Slurm has no partition 'gpu'",
+        "choose from low, main, or delete the key",
     )
     many = WrongNames("nodelist", "node", ("x", "y"), tuple(f"n{i}" for i in range(40)))
-    assert "no node 'x', 'y'" in many.describe("c") and "n29 and 10 more, or delete the key" in many.describe(
-        "c"
+    assert (
+        "no node 'x', 'y'" in many.finding("c").sentence
+        and "n29 and 10 more, or delete the key" in many.finding("c").sentence
     )
-    account = WrongNames("account", "account", ("team01",), ("team07",)).describe("c")
-    assert "Slurm has no account 'team01' for this user: choose from team07" in account
+    account = WrongNames("account", "account", ("team01",), ("team07",)).finding("c").sentence
+    assert "Slurm has no account 'team01' for this user. Choose from team07" in account

@@ -273,6 +273,8 @@ def submit(request: SubmitRequest) -> SubmitAnswer:
 def main(request: Dict[str, Any]) -> Any:
     """Submit or test the job of the request, or write its files if it has no key."""
     asked = decode(SubmitRequest, request)
+    # Of templates/login_command.sh; sbatch would pass it on to the job.
+    os.environ.pop("LLM_BRIDGE_CLEARED", None)
     if asked.key is None:
         put_files(asked)
         archived = stage_result.start(asked.directory, asked.stage) if asked.stage else []

@@ -8,16 +8,28 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from llm_bridge.remote.login import hub_access
-from llm_bridge.remote.messages import CheckAnswer, HubAccess
+from llm_bridge.remote.messages import ERROR, Finding, HubAccess
 
 
-def check_hub(endpoint: str, token: str = "hf_abc") -> CheckAnswer:
-    return hub_access.check(HubAccess(endpoint, token))
+class Said(NamedTuple):
+    problems: list[str]
+    notes: list[str]
+
+
+def said(found: list[Finding]) -> Said:
+    return Said(
+        [finding.sentence for finding in found if finding.result == ERROR],
+        [finding.detail for finding in found if finding.result != ERROR],
+    )
+
+
+def check_hub(endpoint: str, token: str = "hf_abc") -> Said:
+    return said(hub_access.check(HubAccess(endpoint, token)))
 
 
 @pytest.mark.parametrize("token", ["hf_abc\n", "hf_abc\r\nX: y", "hf_äbc\u4e00"])
@@ -26,7 +38,7 @@ def check_hub(endpoint: str, token: str = "hf_abc") -> CheckAnswer:
 )
 def test_the_check_shows_no_token_whatever_fails(endpoint: str, token: str) -> None:
     problems, notes = check_hub(endpoint, token)
-    assert problems == () and len(notes) == 1 and endpoint in notes[0]
+    assert not problems and len(notes) == 1 and endpoint in notes[0]
     assert "hf_" not in notes[0] and "bc" not in notes[0]
 
 
@@ -62,8 +74,8 @@ def test_an_answer_that_is_not_http_means_that_the_hub_is_unreachable() -> None:
 def test_a_token_that_the_hub_refuses_is_a_problem(status: str) -> None:
     with answering(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()) as endpoint:
         problems, notes = check_hub(endpoint)
-    said = f"the Hub at {endpoint} refuses the token (HTTP {status[:3]}): store a valid one in the token's connection"
-    assert not notes and problems == [said]
+    text = f"the Hub at {endpoint} refuses the token (HTTP {status[:3]}). Store a valid one in the token's connection"
+    assert not notes and problems == [text]
 
 
 def test_a_hub_that_has_a_fault_is_a_note_and_no_problem() -> None:
@@ -95,10 +107,12 @@ def test_the_account_of_the_token_is_a_note() -> None:
 def test_a_token_file_is_read_on_the_cluster(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hf_abc\n")
     with answering(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n") as endpoint:
-        answer = hub_access.check(HubAccess(endpoint, "", token_file=f"{tmp_path}/token"))
+        answer = said(hub_access.check(HubAccess(endpoint, "", token_file=f"{tmp_path}/token")))
     assert "refuses the token" in answer.problems[0]
     missing = HubAccess("http://h", "", token_file="/none", source="the file X of key Y")
-    assert hub_access.check(missing).problems == ["the file X of key Y: No such file or directory"]
+    assert said(hub_access.check(missing)).problems == [
+        "the file X of key Y: No such file or directory. Store a token there"
+    ]
 
 
 def account(role: str | None = "write", **fine_grained: Any) -> dict[str, Any]:
@@ -126,7 +140,8 @@ def scope(kind: str, name: str, *permissions: str) -> dict[str, Any]:
 
 
 def problems(answer: dict[str, Any], repo_id: str) -> list[str]:
-    return hub_access.cannot_write(answer, HubAccess("https://huggingface.co", "hf_abc", repo_id))
+    wrong = hub_access.cannot_write(answer, HubAccess("https://huggingface.co", "hf_abc", repo_id))
+    return [wrong.sentence] if wrong else []
 
 
 @pytest.mark.parametrize("repo_id", ["bob/m", "acme/m", "lab/m"])
@@ -191,5 +206,5 @@ def test_an_answer_that_does_not_tell_is_no_problem(answer: dict[str, Any]) -> N
 def test_the_hubs_answer_is_judged_for_the_repository_of_the_upload() -> None:
     body = json.dumps(account("read")).encode()
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as endpoint:
-        answer = hub_access.check(HubAccess(endpoint, "hf_abc", "bob/m"))
+        answer = said(hub_access.check(HubAccess(endpoint, "hf_abc", "bob/m")))
     assert "read-only" in answer.problems[0] and answer.notes == ["the token belongs to the Hub account bob"]
