@@ -14,6 +14,10 @@ class NoConnection(ConfigError):
     """Airflow has no connection to the cluster."""
 
 
+class HostKeyNotTrusted(ConfigError):
+    """The login node presented a host key that is not the trusted one."""
+
+
 class JobRefused(ConfigError):
     """Slurm refuses a job for good.
 
@@ -45,6 +49,10 @@ class ClusterUnavailable(ServiceUnavailable):
 
 class LoginNodeUnreachable(ClusterUnavailable):
     """The login node did not answer, or the connection broke."""
+
+
+class LoginShellFailed(LoginNodeUnreachable):
+    """The login shell, or its start files, ran no command."""
 
 
 class LoginDenied(LoginNodeUnreachable):

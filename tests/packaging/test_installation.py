@@ -17,7 +17,10 @@ import pytest
 from llm_bridge.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
-DAGS = {"generate_answers", "post_training", "reap_orphans", "nightly_tiny_cpu", "nightly_gsm8k_llama32_1b"}
+DAGS = {
+    *("cluster_doctor", "generate_answers", "post_training", "reap_orphans"),
+    *("nightly_tiny_cpu", "nightly_gsm8k_llama32_1b"),
+}
 PARSE = """
 import json, os
 from airflow.dag_processing.dagbag import DagBag
@@ -142,6 +145,6 @@ def test_helpers_and_the_node_archive_come_out_of_the_installed_package(
         f"import sys; sys.path.append({str(installation.home / 'airflow' / 'plugins')!r})\n{SEND}"
     )
     answer = json.loads(installation.run(str(script), str(archive), str(tmp_path)).partition("ANSWER ")[2])
-    assert "/nonexistent/model" in " ".join(answer["problems"])
+    assert "/nonexistent/model" in " ".join(finding["detail"] for finding in answer["findings"])
     usage = subprocess.run([sys.executable, "-I", archive, "no-such-program"], capture_output=True, text=True)
     assert usage.returncode != 0 and "merge" in usage.stderr

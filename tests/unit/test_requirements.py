@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from llm_bridge.pipeline.pins import PINS
 from testing.paths import ROOT
 
 # Pins that an engine does not allow to equal those for CPUs.
@@ -34,3 +35,9 @@ def test_an_engines_environment_has_the_pins_of_the_tested_one_where_the_engine_
 def test_the_quick_start_names_the_environment_of_each_engine() -> None:
     text = (ROOT / "docs" / "quickstart.md").read_text()
     assert all(f"(../requirements-cluster-{engine}.txt)" in text for engine in DIFFERENT)
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_the_doctor_compares_with_the_pins_of_the_files(name: str) -> None:
+    in_file = pins(name)
+    assert {package: in_file[package] for package in PINS[name]} == PINS[name]

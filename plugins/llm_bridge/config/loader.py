@@ -21,7 +21,7 @@ from llm_bridge.exceptions import ConfigError
 _NOT_OFFERED = {"example"}
 
 # A name is also the id of a task (reap_orphans): one that Airflow refuses would cost the other clusters their sweep.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 # Keys that a file cannot have, and what takes their place.
 _ELSEWHERE = {
@@ -64,7 +64,7 @@ def available(kind: str) -> list[str]:
         kind: ``clusters`` or ``recipes``.
     """
     names = (file.stem for file in (include_dir() / kind).glob("*.yaml"))
-    return sorted(name for name in names if name not in _NOT_OFFERED and _NAME.fullmatch(name))
+    return sorted(name for name in names if name not in _NOT_OFFERED and NAME.fullmatch(name))
 
 
 def titles(kind: str) -> dict[str, str]:
@@ -147,7 +147,7 @@ def check_model(model: type[Model], values: dict[str, Any], source: str) -> Mode
 def _not_offered(kind: str) -> str:
     """Return the files that somebody may miss among the names, for an error; empty if there are none."""
     files = (include_dir() / kind).glob("*.y*ml")  # of a missing folder: none
-    ignored = sorted(file.name for file in files if file.suffix == ".yml" or not _NAME.fullmatch(file.stem))
+    ignored = sorted(file.name for file in files if file.suffix == ".yml" or not NAME.fullmatch(file.stem))
     if not ignored:
         return ""
     return (
@@ -159,7 +159,7 @@ def _not_offered(kind: str) -> str:
 def _load(kind: str, name: str, model: type[Model]) -> Model:
     folder = include_dir() / kind
     # Looking the name up among the files instead of joining it to a path keeps "../" out.
-    names = {f.stem: f for f in folder.glob("*.yaml") if _NAME.fullmatch(f.stem)}
+    names = {f.stem: f for f in folder.glob("*.yaml") if NAME.fullmatch(f.stem)}
     if name not in names:
         raise ConfigError(
             f"{name!r} is not one of the {kind} in {folder}: choose from {', '.join(available(kind)) or '(none)'}"

@@ -64,6 +64,31 @@ def channels(alerts: Alerts) -> list[Channel]:
     return found
 
 
+def deliver(
+    message: Message, alerts: Alerts, timeout: float = SEND_TIMEOUT_SECONDS
+) -> dict[Channel, str | None]:
+    """Send ``message`` on all channels at once, and return why each one failed; None for those that did not.
+
+    Blocks, and never raises. Arguments as for :func:`send_alert`.
+    """
+    # Threads of their own, which do not keep a process from ending: a mail server that does not answer must not hold a
+    # worker. The notifiers' asynchronous methods would need no thread, but Apprise's reads secrets from Airflow in a
+    # way that fails within a running loop (apprise 2.4.1: AppriseHook.set_config_from_conn).
+    sending = {}
+    for channel in channels(alerts):
+        result: dict[str, Any] = {}
+        thread = threading.Thread(target=_try, args=(channel, message, result), daemon=True)
+        thread.start()
+        sending[channel] = (thread, result)
+    until = time.monotonic() + timeout
+    failed: dict[Channel, str | None] = {}
+    for channel, (thread, result) in sending.items():
+        thread.join(max(0.0, until - time.monotonic()))
+        late = f"no answer within {timeout:.0f} s" if thread.is_alive() else None
+        failed[channel] = result.get("error") or late
+    return failed
+
+
 def send_alert(message: Message, alerts: Alerts, timeout: float = SEND_TIMEOUT_SECONDS) -> list[str]:
     """Send ``message`` on all channels at once; log a warning for each channel that fails, and never raise.
 
@@ -77,22 +102,11 @@ def send_alert(message: Message, alerts: Alerts, timeout: float = SEND_TIMEOUT_S
     Returns:
         Names of the channels that delivered the message in time.
     """
-    # Threads of their own, which do not keep a process from ending: a mail server that does not answer must not hold a
-    # worker. The notifiers' asynchronous methods would need no thread, but Apprise's reads secrets from Airflow in a
-    # way that fails within a running loop (apprise 2.4.1: AppriseHook.set_config_from_conn).
-    sending = {}
-    for channel in channels(alerts):
-        result: dict[str, Any] = {}
-        thread = threading.Thread(target=_try, args=(channel, message, result), daemon=True)
-        thread.start()
-        sending[channel] = (thread, result)
-    until, sent = time.monotonic() + timeout, []
-    for channel, (thread, result) in sending.items():
-        thread.join(max(0.0, until - time.monotonic()))
-        if "error" not in result and not thread.is_alive():
+    sent = []
+    for channel, why in deliver(message, alerts, timeout).items():
+        if why is None:
             sent.append(channel.name)
             continue
-        why = result.get("error") or f"no answer within {timeout:.0f} s"
         log.warning(
             "failed to send alert %r by %s (the run is not affected): %s. Check the Airflow connection %r and '%s' in "
             "include/alerts.yaml",
@@ -179,7 +193,7 @@ def _apprise(message: Message, conn_id: str, tag: str) -> None:
     import apprise
     from airflow.providers.apprise.notifications.apprise import AppriseNotifier
 
-    good = message.occasion in ("success", "recovery")
+    good = message.occasion in ("success", "recovery", "test")
     notifier = AppriseNotifier(
         apprise_conn_id=conn_id,
         title=message.subject,

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from airflow.configuration import conf
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-Occasion = Literal["failure", "retry", "recovery", "success", "late", "queued", "hang"]
+Occasion = Literal["failure", "retry", "recovery", "success", "late", "queued", "hang", "test"]
 
 MAX_TITLE_LENGTH = 150
 MAX_FACT_LENGTH = 1500

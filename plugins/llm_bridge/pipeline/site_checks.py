@@ -33,6 +33,8 @@ from llm_bridge.slurm.spec import ResolvedJob, SlurmJob
 
 log = logging.getLogger(__name__)
 
+# Options of sbatch.
+Options = tuple[tuple[str, str | None], ...]
 HUB_ENDPOINT = "https://huggingface.co"
 # Oldest Pythons that can run the helpers on the login node, and Ray's head guard.
 HELPER_PYTHON = (3, 6)
@@ -174,8 +176,17 @@ async def login_node(client: SlurmClient, request: CheckRequest) -> list[Finding
     return list(answer.findings)
 
 
-async def jobs(client: SlurmClient, planned: Sequence[SlurmJob]) -> list[Finding]:
-    """Check with ``sbatch --test-only`` that Slurm accepts jobs, and find all reasons for which it never would."""
+async def jobs(
+    client: SlurmClient, planned: Sequence[SlurmJob], accepted: dict[Options, str] | None = None
+) -> list[Finding]:
+    """Check with ``sbatch --test-only`` that Slurm accepts jobs, and find all reasons for which it never would.
+
+    Args:
+        client: Client of the cluster.
+        planned: The jobs.
+        accepted: Options that Slurm has accepted -> its answer. Jobs with these are not tested again, and those of
+            other jobs are added. None tests every job.
+    """
     found: list[Finding] = []
     refused: list[tuple[ResolvedJob, JobRefused]] = []
     for job in planned:
@@ -183,7 +194,11 @@ async def jobs(client: SlurmClient, planned: Sequence[SlurmJob]) -> list[Finding
         name = job.stage or resolved.name
         found += [Finding(f"job {name}", WARNING, f"{name}: {note}") for note in resolved.notes]
         try:
-            found.append(Finding(f"job {name}", OK, f"{name}: {await client.test_only(resolved)}"))
+            options = tuple(resolved.directives)
+            answer = (accepted or {}).get(options) or await client.test_only(resolved)
+            if accepted is not None:
+                accepted[options] = answer
+            found.append(Finding(f"job {name}", OK, f"{name}: {answer}"))
         except NotAcceptedYet as error:  # its own task submits it, and waits then
             found.append(Finding(f"job {name}", WARNING, f"{name}: {error}. The run continues"))
         except JobRefused as error:

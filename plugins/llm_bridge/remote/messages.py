@@ -489,7 +489,7 @@ class DescribeAnswer(NamedTuple):
         cleared: Names of the variables that llm-bridge removes, because they would steer Slurm's commands.
         folders: Those of the request that exist and may be written.
         files: Those of the request that exist.
-        interfaces: Network interfaces that are up, without the loopback.
+        interfaces: Network interfaces, without the loopback and those of containers.
     """
 
     user: str

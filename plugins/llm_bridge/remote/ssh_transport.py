@@ -17,7 +17,13 @@ from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 from airflow.sdk.exceptions import AirflowNotFoundException
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
-from llm_bridge.exceptions import ConfigError, LoginDenied, LoginNodeUnreachable, NoConnection
+from llm_bridge.exceptions import (
+    ConfigError,
+    HostKeyNotTrusted,
+    LoginDenied,
+    LoginNodeUnreachable,
+    NoConnection,
+)
 from llm_bridge.remote import ssh_settings
 from llm_bridge.remote.transport import (
     CONNECT_TIMEOUT_SECONDS,
@@ -160,7 +166,7 @@ class SshTransport:
                 connection: asyncssh.SSHClientConnection = await hook.get_conn()  # type: ignore[no-untyped-call]
                 return connection
         except asyncssh.HostKeyNotVerifiable as error:
-            raise ConfigError(
+            raise HostKeyNotTrusted(
                 f"the login node of {self.conn_id!r} presented a host key that is not trusted ({error}): "
                 f"{ssh_settings.trusted(settings)}. Compare the fingerprint that `{ssh_settings.scan(settings)} | "
                 "ssh-keygen -lf -` shows with the one that your administrators publish; then, in the extra "

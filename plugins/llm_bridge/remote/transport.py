@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
 
-from llm_bridge.exceptions import LoginNodeUnreachable
+from llm_bridge.exceptions import LoginNodeUnreachable, LoginShellFailed
 from llm_bridge.remote import login_shell
 
 CONNECT_TIMEOUT_SECONDS = 30
+# Description of the login node where Airflow runs on it.
+THIS_MACHINE = "this machine"
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +143,8 @@ def _login_command() -> str:
     return " ".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
-# Login nodes whose greeting was logged.
-_greeted: set[str] = set()
+# Login node -> what its login shell prints before each answer.
+greetings: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ class CleanCommand:
             "~/.bashrc, may wait, read standard input or replace the shell (exec): let it do so only in a terminal "
             "([[ $- == *i* ]])"
         )
+        runs = False
         try:
             async with asyncio.timeout(timeout), started as process:
                 errors = asyncio.ensure_future(process.stderr.read())
@@ -207,7 +210,7 @@ class CleanCommand:
                 finally:
                     errors.cancel()
         except TimeoutError:
-            raise LoginNodeUnreachable(late) from None
+            raise (LoginNodeUnreachable if runs else LoginShellFailed)(late) from None
         if runs:
             self.greeting(before)
         elif process.returncode is not None:
@@ -237,18 +240,18 @@ class CleanCommand:
     def not_run(self, output: str) -> LoginNodeUnreachable:
         """Return the error for a login shell that did not run a command."""
         said = output.strip()[-MAX_GREETING_LENGTH:] or "(nothing)"
-        return LoginNodeUnreachable(
+        return LoginShellFailed(
             f"the login shell of {self.login} ran no command; it printed: {said}. Check that `ssh LOGIN_NODE true` "
             "works, and what the shell's start files do without a terminal"
         )
 
     def greeting(self, text: str) -> None:
         """Log once what a login shell prints before each command's output."""
-        if text.strip() and self.login not in _greeted:
-            _greeted.add(self.login)
+        if text.strip() and self.login not in greetings:
+            greetings[self.login] = text.strip()[:MAX_GREETING_LENGTH]
             log.info(
                 "the login shell of %s prints this before each answer, which is skipped: %s",
-                self.login, text.strip()[:MAX_GREETING_LENGTH],
+                self.login, greetings[self.login],
             )  # fmt: skip
 
 
@@ -260,7 +263,7 @@ class LocalTransport:
     """
 
     def __init__(self, slurm_bin: str = "") -> None:
-        self._wrap = CleanCommand("this machine", slurm_bin, new_marker())
+        self._wrap = CleanCommand(THIS_MACHINE, slurm_bin, new_marker())
 
     @asynccontextmanager
     async def _process(self, argv: Sequence[str], stderr: int) -> AsyncIterator[asyncio.subprocess.Process]:

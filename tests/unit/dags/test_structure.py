@@ -25,9 +25,9 @@ def dags() -> dict[str, Any]:
     return dict(bag.dags)
 
 
-def test_the_folder_has_three_dags_and_one_for_each_recipe_with_a_schedule(dags: dict[str, Any]) -> None:
+def test_the_folder_has_four_dags_and_one_for_each_recipe_with_a_schedule(dags: dict[str, Any]) -> None:
     assert set(dags) == {
-        *("post_training", "reap_orphans", "generate_answers"),
+        *("post_training", "reap_orphans", "generate_answers", "cluster_doctor"),
         *("nightly_tiny_cpu", "nightly_gsm8k_llama32_1b"),
     }
 

@@ -128,6 +128,8 @@ PROGRAMS = {
     "sft_then_ray": ["preflight", "sft", "merge", "ray-head-guard", "ray-node-agent"],
     "evaluate": ["evaluate"],
     "upload": ["upload"],
+    # The doctor's own job has no setting "preflight", which all jobs have here.
+    "doctor": ["preflight", "doctor"],
 }
 
 

@@ -200,7 +200,7 @@ async def test_an_airflow_on_the_login_node_runs_commands_in_the_environment_of_
         monkeypatch.setenv(name, value)
     (tmp_path / ".profile").write_text("echo hello\nexport PATH=$HOME/bin:$PATH SITE=1\n")
     user(monkeypatch, tmp_path, shell)
-    monkeypatch.setattr(transport, "_greeted", set())
+    monkeypatch.setattr(transport, "greetings", {})
     program = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"
     directory, seen = json.loads(await checked(LocalTransport(), [sys.executable, "-c", program]))
     assert directory == str(tmp_path)
@@ -235,7 +235,7 @@ GREETING = "Welcome to site01!\nquota: 93 %\n"
 async def test_a_greeting_before_an_answer_is_skipped_and_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(transport, "_greeted", set())
+    monkeypatch.setattr(transport, "greetings", {})
     (tmp_path / ".profile").write_text("echo 'Welcome to site01!'; printf 'no line end'\n")
     user(monkeypatch, tmp_path, "/bin/sh")
     with caplog.at_level(logging.INFO):

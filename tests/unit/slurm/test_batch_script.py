@@ -35,7 +35,9 @@ def test_the_sbatch_lines_of_a_users_script_override_those_of_llm_bridge() -> No
 
 
 def test_an_unknown_template_lists_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match=r"no job template 'nope': choose from evaluate, merge, .*sft"):
+    with pytest.raises(
+        ConfigError, match=r"no job template 'nope': choose from doctor, evaluate, merge, .*sft"
+    ):
         render(job(script=None, template="nope").resolve(cluster()), "/w")
 
 

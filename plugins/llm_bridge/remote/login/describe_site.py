@@ -6,31 +6,24 @@ Takes a DescribeRequest and returns a DescribeAnswer (``remote/messages.py``). N
 import glob
 import os
 import pwd
+import socket
 from typing import Any, Dict, List, Optional
 
 from llm_bridge.remote.messages import DescribeAnswer, DescribeRequest, Folder, decode, encode
 
 # Set by templates/login_command.sh.
 CLEARED = "LLM_BRIDGE_CLEARED"
-NETWORK = "/sys/class/net"
+# Beginnings of the names of interfaces that lead to no other host.
+NO_NETWORK = ("lo", "veth", "br-", "docker", "virbr", "cni", "flannel", "tunl")
 
 
-def interfaces(folder: str = NETWORK) -> List[str]:
-    """Return the network interfaces that are up, without the loopback.
-
-    Args:
-        folder: The kernel's folder of interfaces.
-    """
-    found = []
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        try:
-            with open(os.path.join(folder, name, "operstate")) as stream:
-                state = stream.read().strip()
-        except OSError:
-            continue
-        if name != "lo" and state != "down":
-            found.append(name)
-    return found
+def interfaces() -> List[str]:
+    """Return the network interfaces, without the loopback and those of containers."""
+    try:
+        names = [name for _, name in socket.if_nameindex()]
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(NO_NETWORK)]
 
 
 def folder(path: str, mounts: Dict[str, str]) -> Optional[Folder]:

@@ -20,6 +20,7 @@ PROGRAMS = {
     "evaluate-score": "evaluate.score_calls",
     "upload": "hub.upload",
     "preflight": "preflight.run",
+    "doctor": "preflight.doctor",
     "preflight-tensors": "preflight.tensors",
     "preflight-all-reduce": "preflight.all_reduce",
     "ray-head-guard": "ray.head_guard",

@@ -23,6 +23,7 @@ from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.attempt_dir import Reason
 from llm_bridge.remote.node.common.job_io import Settings, log_error, log_line, read_json, write_json
 from llm_bridge.remote.node.preflight import checks, network_test
+from llm_bridge.remote.node.preflight.all_reduce import Measured
 
 # The nodes wait for each other: srun starts them together, but imports from a cold file system take minutes.
 REPORT_TIMEOUT_SECONDS = 300.0
@@ -138,11 +139,17 @@ class Preflight:
         incarnation = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
         self.reports = Reports(attempt, self.nodes, incarnation)
         self.listener: socket.socket | None = None
+        # Result of the all-reduce, on the first node.
+        self.measured: Measured | None = None
         self.seen: dict[str, dict[str, Any]] = {}
+
+    def find(self) -> Problems:
+        """Run the steps until one finds a fault, and return the faults of all nodes."""
+        return self.alone() or self.connections() or self.together()
 
     def run(self) -> int:
         """Run the steps until one finds a fault, and return the exit code."""
-        found = self.alone() or self.connections() or self.together()
+        found = self.find()
         if self.node != self.nodes[0]:
             return 1 if found else 0
         if not found:
@@ -156,7 +163,7 @@ class Preflight:
             log_line(f"preflight: warning: {self.node}: {warning}")
         self.listener = checks.listen(self.node) if not found else None
         address = self.listener.getsockname() if self.listener else None
-        self.reports.write(self.node, "alone", {"problems": found, "address": address})
+        self.reports.write(self.node, "alone", {"problems": found, "address": address, "warnings": warnings})
         self.seen = self.reports.wait_for("alone", REPORT_TIMEOUT_SECONDS)
         return problems(self.seen, self.nodes, REPORT_TIMEOUT_SECONDS)
 
@@ -179,6 +186,7 @@ class Preflight:
         if not seconds or size.processes == 1:
             return {}
         own, measured = network_test.run(size, self.nodes.index(self.node), seconds, minimum)
+        self.measured = measured
         if measured:
             log_line(f"preflight: {measured.backend} all-reduce over {size}: {measured.rate:.1f} GiB/s")
         slow = network_test.slow(measured, size, self.nodes, minimum) if measured else {}

@@ -1,0 +1,98 @@
+"""Check tokens and alert channels from Airflow's host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import httpx
+
+from llm_bridge.config.cluster import Cluster
+from llm_bridge.exceptions import ConfigError
+from llm_bridge.notifications import channels
+from llm_bridge.notifications.config import load_alerts
+from llm_bridge.notifications.message import Message
+from llm_bridge.remote import connections
+from llm_bridge.remote.messages import ERROR, OK, SKIPPED, WARNING, Finding
+
+WANDB = "https://api.wandb.ai"
+VIEWER = "query { viewer { username teams { edges { node { name } } } } }"
+TIMEOUT_SECONDS = 15
+CHECK = "W&B key"
+ALERTS = "alerts"
+
+
+def wandb(cluster: Cluster, recipes: Sequence[str]) -> Finding:
+    """Log in to Weights & Biases with the key of ``wandb_conn_id``.
+
+    Args:
+        cluster: The cluster.
+        recipes: Recipes whose logger has wandb.
+    """
+    file = f"include/clusters/{cluster.name}.yaml"
+    mode = cluster.variables.get("WANDB_MODE", "online")
+    if mode != "online":
+        return Finding(
+            CHECK, SKIPPED, f"because jobs do not send anything to W&B (WANDB_MODE: {mode} in {file})"
+        )
+    if not cluster.wandb_conn_id:
+        if not recipes:
+            return Finding(CHECK, SKIPPED, "because no recipe logs to wandb")
+        detail = f"recipes {', '.join(recipes)} log to wandb, and wandb_conn_id in {file} is not set"
+        action = (
+            "set it to the id of an Airflow connection (type Generic) whose password is the key, log in on the cluster "
+            "(wandb login), or remove wandb from their logger"
+        )
+        return Finding(CHECK, WARNING, detail, action)
+    try:
+        key = connections.secret(cluster.wandb_conn_id)
+    except ConfigError as error:
+        return Finding(CHECK, ERROR, f"wandb_conn_id in {file}: {error}")
+    server = cluster.variables.get("WANDB_BASE_URL", WANDB).rstrip("/")
+    try:
+        answer = httpx.post(
+            f"{server}/graphql", json={"query": VIEWER}, auth=("api", key), timeout=TIMEOUT_SECONDS
+        )
+        viewer = (answer.json().get("data") or {}).get("viewer") if answer.status_code == 200 else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
+        detail = f"{server} does not answer Airflow's host ({type(error).__name__}); it may answer the nodes"
+        return Finding(
+            CHECK, WARNING, detail, f"check WANDB_BASE_URL in variables of {file}, and the nodes' network"
+        )
+    if viewer:
+        teams = [edge["node"]["name"] for edge in (viewer.get("teams") or {}).get("edges", [])]
+        return Finding(
+            CHECK, OK, f"user {viewer.get('username')}, may log to {', '.join(teams) or 'its own projects'}"
+        )
+    if answer.status_code in (200, 401, 403):
+        detail = f"{server} refuses the key (HTTP {answer.status_code})"
+        where = f"Airflow connection {cluster.wandb_conn_id!r} (wandb_conn_id in {file})"
+        action = f"store a valid key as the password of {where}"
+        return Finding(CHECK, ERROR, detail, action)
+    return Finding(CHECK, WARNING, f"{server} answered HTTP {answer.status_code}", "check again later")
+
+
+def alerts(sender: str) -> list[Finding]:
+    """Send a test message on every alert channel.
+
+    Args:
+        sender: Program that sends it, for the message.
+    """
+    try:
+        settings = load_alerts()
+    except ConfigError as error:
+        return [Finding(ALERTS, ERROR, " ".join(str(error).split()), "correct include/alerts.yaml")]
+    if settings.silent:
+        detail = "include/alerts.yaml has no channel: nobody is told of a failure"
+        return [Finding(ALERTS, WARNING, detail, "set email, slack, http or apprise there")]
+    message = Message.build("test", f"{sender}: a test of this alert channel", [("What to do", "nothing")])
+    found = []
+    for channel, why in channels.deliver(message, settings, TIMEOUT_SECONDS).items():
+        name = f"alerts by {channel.name}"
+        if why is None:
+            found.append(Finding(name, OK, "the test message was sent"))
+            continue
+        action = (
+            f"check the Airflow connection {channel.conn_id!r} and '{channel.name}' in include/alerts.yaml"
+        )
+        found.append(Finding(name, ERROR, f"the test message was not sent: {why}", action))
+    return found

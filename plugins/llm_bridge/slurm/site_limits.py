@@ -1,0 +1,172 @@
+"""Read a site's limits of partitions, associations and QOS, and compare them with a cluster file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from llm_bridge.config.cluster import Cluster
+from llm_bridge.remote.messages import ERROR, OK, WARNING, Finding
+from llm_bridge.slurm import time_limit
+from llm_bridge.slurm.site_names import Run
+
+# Fields of sacctmgr(1) -> their names in findings.
+ASSOCIATION = {
+    "account": "account",
+    "partition": "partition",
+    "qos": "QOS",
+    "maxjobs": "MaxJobs",
+    "maxsubmit": "MaxSubmitJobs",
+    "maxwall": "MaxWall",
+    "maxtres": "MaxTRES",
+    "grptres": "GrpTRES",
+}
+QOS = {
+    "name": "name",
+    "maxwall": "MaxWall",
+    "maxjobspu": "MaxJobsPerUser",
+    "maxsubmitpu": "MaxSubmitJobsPerUser",
+    "maxtres": "MaxTRES",
+    "maxtrespu": "MaxTRESPerUser",
+    "grptres": "GrpTRES",
+}
+Row = Mapping[str, str]
+
+
+async def partitions(run: Run) -> dict[str, dict[str, str]]:
+    """Return the partitions with their settings, hidden ones too; none if scontrol fails.
+
+    Args:
+        run: Runs a command on the login node.
+    """
+    done = await run(["scontrol", "-a", "-o", "show", "partition"])
+    rows = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in done.stdout.splitlines()]
+    return {row["PartitionName"]: row for row in rows if "PartitionName" in row} if done.code == 0 else {}
+
+
+async def associations(run: Run, user: str) -> list[Row]:
+    """Return a user's associations; none without accounting.
+
+    Args:
+        run: Runs a command on the login node.
+        user: Name of the user.
+    """
+    return await _sacctmgr(run, ["associations", f"user={user}"], ASSOCIATION)
+
+
+async def qos(run: Run) -> list[Row]:
+    """Return the site's QOS; none without accounting."""
+    return await _sacctmgr(run, ["qos"], QOS)
+
+
+async def _sacctmgr(run: Run, what: list[str], fields: Mapping[str, str]) -> list[Row]:
+    done = await run(["sacctmgr", "-n", "-P", "show", *what, f"format={','.join(fields)}"])
+    if done.code:
+        return []
+    rows = [line.strip().split("|") for line in done.stdout.splitlines()]
+    return [dict(zip(fields.values(), row, strict=True)) for row in rows if len(row) == len(fields)]
+
+
+def in_partitions(cluster: Cluster, known: Mapping[str, Row]) -> list[Finding]:
+    """Compare the cluster file with the limits of its partitions, or of the default one.
+
+    Args:
+        cluster: The cluster.
+        known: Output of :func:`partitions`.
+    """
+    names = (
+        cluster.partition.split(",")
+        if cluster.partition
+        else [n for n in known if known[n].get("Default") == "YES"]
+    )
+    found = []
+    for name in names:
+        if row := known.get(name):
+            found.append(_in_partition(cluster, name, row))
+    if not names and known:
+        detail = f"partition in include/clusters/{cluster.name}.yaml is not set, and Slurm has no default partition"
+        found.append(Finding("partition", ERROR, detail, f"choose from {', '.join(sorted(known))}"))
+    return found
+
+
+def _in_partition(cluster: Cluster, name: str, row: Row) -> Finding:
+    state = row.get("State", "UP")
+    shown = {key: row[key] for key in ("TotalNodes", "MaxNodes", "MaxTime", "DefaultTime") if key in row}
+    detail = f"{name}: {state}, {_listed(shown)}"
+    if state != "UP":
+        action = "its jobs wait until it is UP again: wait, or choose another partition"
+        return Finding("partition", WARNING, detail, action)
+    if too_long := _too_long(cluster, f"partition {name} (MaxTime)", row.get("MaxTime")):
+        return Finding("partition", ERROR, *too_long)
+    return Finding("partition", OK, detail)
+
+
+def of_user(cluster: Cluster, user: str, own: list[Row], known: Iterable[Row]) -> list[Finding]:
+    """Compare the cluster file with the limits of the user's account and QOS.
+
+    Args:
+        cluster: The cluster.
+        user: Name of the user.
+        own: Output of :func:`associations`.
+        known: Output of :func:`qos`.
+    """
+    if not own:
+        return [
+            Finding(
+                "account",
+                OK,
+                f"sacctmgr lists no associations of {user}: Slurm limits none of its jobs by account",
+            )
+        ]
+    used = [row for row in own if not cluster.account or row["account"].lower() == cluster.account.lower()]
+    found = []
+    if not used:  # where Slurm enforces accounts, this is an error of another check
+        accounts = sorted({row["account"] for row in own})
+        found.append(_not_listed(cluster, "account", "account", cluster.account, user, accounts))
+    for row in used:
+        too_long = _too_long(cluster, f"account {row['account']} (MaxWall)", row["MaxWall"])
+        found.append(
+            Finding("account", ERROR, *too_long) if too_long else Finding("account", OK, _listed(row))
+        )
+    own_qos = sorted({name for row in used or own for name in row["QOS"].split(",") if name})
+    if cluster.qos and cluster.qos.lower() not in map(str.lower, own_qos):
+        found.append(_not_listed(cluster, "QOS", "qos", cluster.qos, user, own_qos))
+    names = {name.lower() for name in ([cluster.qos] if cluster.qos else own_qos)}
+    for row in known:
+        if row["name"].lower() not in names:
+            continue
+        too_long = _too_long(cluster, f"QOS {row['name']} (MaxWall)", row["MaxWall"]) if cluster.qos else None
+        limits = _listed({key: value for key, value in row.items() if key != "name"}) or "no limits"
+        ok = Finding("QOS", OK, f"{row['name']}: {limits}")
+        found.append(Finding("QOS", ERROR, *too_long) if too_long else ok)
+    return found
+
+
+def _not_listed(
+    cluster: Cluster, check: str, key: str, value: str | None, user: str, valid: list[str]
+) -> Finding:
+    detail = (
+        f"{key} in include/clusters/{cluster.name}.yaml: sacctmgr lists no {check} {value!r} for {user}. This Slurm "
+        "does not enforce it, and accepts jobs"
+    )
+    return Finding(check, WARNING, detail, f"choose from {', '.join(valid)}, or delete the key")
+
+
+def _too_long(cluster: Cluster, where: str, most: str | None) -> tuple[str, str] | None:
+    """Return detail and action for a time limit above another one; None if it fits, or if one is unknown."""
+    try:
+        limit = time_limit.parse(cluster.time_limit or "")
+        allowed = time_limit.parse(most or "")
+    except ValueError:  # none, UNLIMITED
+        return None
+    if limit <= allowed:
+        return None
+    file = f"include/clusters/{cluster.name}.yaml"
+    return (
+        f"time_limit {cluster.time_limit} in {file} is more than {where} allows: {most}. Such a job waits for ever",
+        f"set time_limit to {most} or less",
+    )
+
+
+def _listed(row: Row) -> str:
+    return ", ".join(f"{key} {value}" for key, value in row.items() if value)
