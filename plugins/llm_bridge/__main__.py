@@ -1,4 +1,4 @@
-"""Command line: ``python -m llm_bridge COMMAND``, where Airflow and llm-bridge are installed."""
+"""Command line: ``python -m llm_bridge COMMAND``."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 
-# Command -> its module in llm_bridge.commands, with add_arguments(parser) and main(arguments).
-COMMANDS = {"doctor": "doctor"}
+# Command -> first line of its help; the module of the same name in llm_bridge/commands does the work.
+COMMANDS = {
+    "doctor": "check a cluster file end to end, and say what to do",
+    "new-cluster": "write a cluster file from what the login node answers",
+}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code.
+def main(argv: list[str] | None = None) -> int:
+    """Run a command.
 
     Args:
         argv: Arguments; those of the process by default.
+
+    Returns:
+        The exit code.
     """
-    # Connections are read from Airflow's database too, as its own commands do (airflow.sdk.execution_time.supervisor).
-    os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-    parser = argparse.ArgumentParser(prog="python -m llm_bridge", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m llm_bridge", description="Commands of llm-bridge.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {}
-    for name, module in COMMANDS.items():
-        modules[name] = importlib.import_module(f"llm_bridge.commands.{module}")
-        text = (modules[name].__doc__ or "").splitlines()[0]
-        modules[name].add_arguments(commands.add_parser(name, help=text, description=text))
-    arguments = parser.parse_args(argv)
-    code: int = modules[arguments.command].main(arguments)
+    modules = {
+        name: importlib.import_module(f"llm_bridge.commands.{name.replace('-', '_')}") for name in COMMANDS
+    }
+    for name, summary in COMMANDS.items():
+        modules[name].add_arguments(
+            commands.add_parser(name, help=summary, description=modules[name].__doc__)
+        )
+    args = parser.parse_args(argv)
+    code: int = modules[args.command].main(args)
     return code
 
 
 if __name__ == "__main__":
+    # Airflow reads connections from its database only in processes that say that they may.
+    os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     sys.exit(main())
