@@ -1,0 +1,1 @@
+"""Measure llm-bridge and its peers side by side on the local cluster: ``make bench``."""

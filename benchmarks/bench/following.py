@@ -1,0 +1,179 @@
+"""Follow many jobs with llm-bridge or a peer in a process of its own, and measure it: ends, RPCs, connections, CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.support import (
+    FOLDER,
+    PEER_CONNECTION,
+    Bench,
+    child,
+    difference,
+    load,
+    peers_python,
+    spread,
+    use_of,
+)
+from benchmarks.bench.watchers import protocol
+from testing import paths
+from testing.waiting import until
+
+# For a while after a submission pollers ask more often; figures of waiting jobs begin after it.
+SETTLE_SECONDS = 35.0
+WAITING_SECONDS = 45.0
+# A watcher that has not noticed an end for so long after the last one is stopped.
+PATIENCE_SECONDS = 150.0
+
+OURS = "llm-bridge"
+# Name in the report -> module in watchers/.
+WATCHERS = {
+    OURS: "ours",
+    "SSHRemoteJobOperator": "ssh_remote_job",
+    "SSHOperator + sensor": "ssh_sensor",
+    "dagster-slurm": "dagster_steps",
+    "submitit": "submitit_watcher",
+}
+
+
+def follow(bench: Bench, name: str, jobs: int, window: float) -> dict[str, Any]:
+    """Let a watcher follow jobs that end at random within a window; return its figures.
+
+    Args:
+        bench: The cluster.
+        name: Key of WATCHERS.
+        jobs: Number of jobs, which all run when the window begins.
+        window: In seconds.
+    """
+    key = f"{name} {jobs}"
+    if key in bench.shared:
+        found: dict[str, Any] = bench.shared[key]
+        return found
+    bench.site.end_jobs()
+    folder = bench.new_folder("run")
+    chance = random.Random(jobs)
+    offsets = [round(chance.uniform(0, window), 3) for _ in range(jobs)]
+    request = {
+        "folder": str(folder),
+        "offsets": offsets,
+        "cluster": bench.site.name,
+        "workspace": str(bench.site.workspace),
+        "ssh_conn_id": PEER_CONNECTION,
+        **bench.connection,
+    }
+    argv, options = _command(bench, name, folder)
+    log = FOLDER / "logs" / f"{WATCHERS[name]}-{jobs}.log"
+    first, result = bench.counters(), {"jobs": jobs, "window_s": window}
+    with child(argv, log, **options) as process:
+        assert process.stdin
+        events = _Events(process)
+        events.next(120)
+        # What an import-only process takes.
+        result["imported_mb"] = round(use_of(process.pid).bytes / 1e6, 1)
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        began = time.monotonic()
+        if not events.next(900):
+            raise SystemExit(f"bench: {name} did not submit, see {log}:\n{log.read_text()[-2000:]}")
+        result["submitted_s"] = round(time.monotonic() - began, 1)
+        until(lambda: len(list(folder.glob(f"{protocol.STARTED}*"))) == jobs, 600, 1, f"the start of {jobs} jobs")
+        time.sleep(SETTLE_SECONDS)
+        result["waiting"] = _measured(bench, process, WAITING_SECONDS)
+        begin = time.time() + 1.0
+        (folder / "go.tmp").write_text(f"{int(begin * 1e6)}\n")
+        (folder / "go.tmp").rename(folder / protocol.GO)
+        result["ending"] = _measured(bench, process, window + 5)
+        times = _noticed(events, jobs)
+    result["connections"] = difference(bench.counters(), first)
+    ends = {path.suffix[1:]: float(path.read_text()) for path in folder.glob(f"{protocol.ENDED}*") if path.stat().st_size}
+    late = [times[int(number)] - end for number, end in ends.items() if int(number) in times]
+    result |= {"late_s": spread(late), "all_late_s": sorted(round(value, 3) for value in late)}
+    result |= {"not_noticed": jobs - len(late), "load": load()}
+    bench.site.end_jobs()
+    bench.shared[key] = result
+    return result
+
+
+def _command(bench: Bench, name: str, folder: Path) -> tuple[list[str | Path], dict[str, Any]]:
+    module = f"benchmarks.bench.watchers.{WATCHERS[name]}"
+    environment = {**os.environ, "PYTHONPATH": f"{paths.PLUGINS}:{paths.ROOT}"}
+    options = {"cwd": paths.ROOT, "env": environment}
+    if name == "dagster-slurm":
+        return [peers_python(), "-m", module], options | {
+            "env": {"PATH": os.environ["PATH"], "HOME": str(FOLDER.resolve()), "PYTHONPATH": str(paths.ROOT)}
+        }
+    if name == "submitit":
+        here = Path(__file__).with_name("watchers")
+        copy = folder / "src" / "benchmarks" / "bench" / "watchers"
+        copy.mkdir(parents=True)
+        for file in ("protocol.py", "submitit_watcher.py"):
+            shutil.copy(here / file, copy)
+        # The jobs' Python: user svc may be unable to enter the folder of the one that Airflow's was made from.
+        packages = next((peers_python().parents[1] / "lib").glob("python*/site-packages"))
+        argv = ["env", f"PYTHONPATH={folder}/src:{packages}", str(paths.cluster_python()), "-m", module]
+        return [*bench.cluster.exec_argv("login", argv, "svc")], {}
+    return [sys.executable, "-m", module], options
+
+
+def _measured(bench: Bench, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    """Return RPCs a minute, CPU and memory of a watcher during some seconds."""
+    before, types, use, begin = bench.counters(), bench.types(), use_of(process.pid), time.monotonic()
+    time.sleep(seconds)
+    took, now, after = time.monotonic() - begin, use_of(process.pid), bench.counters()
+    counted = difference(after, before)
+    return {
+        "seconds": round(took, 1),
+        "slurmctld_a_minute": round(counted.get("slurmctld", 0) * 60 / took, 1),
+        "slurmdbd_a_minute": round(counted.get("slurmdbd", 0) * 60 / took, 1),
+        "connections_a_minute": round(counted.get("connections", 0) * 60 / took, 1),
+        "refused_connections": counted.get("refused", 0),
+        "types": difference(bench.types(), types),
+        "cpu_percent": round(100 * (now.cpu_s - use.cpu_s) / took, 1),
+        "memory_mb": round(now.bytes / 1e6, 1),
+        "load": load(),
+    }
+
+
+class _Events(threading.Thread):
+    """Events of a watcher; a thread reads them, so that none waits in a buffer."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__(daemon=True)
+        self._process, self._found = process, queue.Queue[dict[str, Any]]()
+        self.start()
+
+    def run(self) -> None:
+        """Read until the watcher ends."""
+        assert self._process.stdout
+        for line in self._process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # a log line of the peer
+            if isinstance(event, dict) and "event" in event:
+                self._found.put(event)
+        self._found.put({})
+
+    def next(self, seconds: float) -> dict[str, Any]:
+        """Return the next event; an empty one if there is none in time, or the watcher has ended."""
+        try:
+            return self._found.get(timeout=seconds)
+        except queue.Empty:
+            return {}
+
+
+def _noticed(events: _Events, jobs: int) -> dict[int, float]:
+    times: dict[int, float] = {}
+    while len(times) < jobs and (event := events.next(PATIENCE_SECONDS)):
+        times[event["number"]] = event["time"]
+    return times
