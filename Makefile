@@ -7,7 +7,7 @@ export MYPY_CACHE_DIR := build/cache/mypy
 .DEFAULT_GOAL := help
 .PHONY: help setup airflow-env demo up status down clean unit test docs lint format
 .PHONY: chaos ray-report failures-report sites-report data-report recipes-report log-probs-report
-.PHONY: upload-report gpu-trial
+.PHONY: upload-report gpu-trial bench
 .PHONY: compose-env compose-verify
 
 help: ## list the targets
@@ -74,6 +74,9 @@ gpu-trial: ## train on this machine's GPUs, without Slurm: build/gpu-trial/repor
 upload-report: setup ## upload three shards, beside hf upload, in turns: build/upload/report.json (other size: SIZE=200)
 	@mkdir -p build/upload
 	@PYTHONPATH=plugins:. $(PYTHON) -m benchmarks.upload_report $(SIZE) | tee build/upload/report.json
+
+bench: setup ## measure speed beside peers: docs/performance.md, build/bench/report.json (a part: SECTIONS="notice submit")
+	@PYTHONPATH=plugins:. $(PYTHON) -m benchmarks.bench $(SECTIONS)
 
 compose-env: ## write .env for docker compose with generated keys and passwords; keeps existing values
 	@python3 docker/make_env.py

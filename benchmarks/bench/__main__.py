@@ -18,7 +18,7 @@ from benchmarks.bench.support import FOLDER, load
 FOLDER.mkdir(parents=True, exist_ok=True)
 os.environ |= {"AIRFLOW_HOME": str(FOLDER.resolve() / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 
-from benchmarks.bench import notice, page, parse, submit  # noqa: E402
+from benchmarks.bench import loud, notice, others, page, parse, run_page, scale, stack, submit, triggerer  # noqa: E402
 from benchmarks.bench.support import Bench, Section  # noqa: E402
 
 REPORT = FOLDER / "report.json"
@@ -26,8 +26,17 @@ SECTIONS: tuple[Section, ...] = (
     notice.NOTICE,
     notice.RPCS,
     notice.CONNECTIONS,
+    triggerer.SECTION,
     submit.SECTION,
+    stack.HOP,
+    others.RAY,
+    stack.PIPELINE,
     parse.SECTION,
+    others.UPLOAD,
+    run_page.SECTION,
+    loud.SECTION,
+    scale.SECTION,
+    others.TESTS,
 )
 
 

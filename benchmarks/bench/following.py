@@ -6,11 +6,14 @@ import json
 import os
 import queue
 import random
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from benchmarks.bench.support import (
     FOLDER,
     PEER_CONNECTION,
     Bench,
+    Use,
     child,
     difference,
     load,
@@ -36,6 +40,7 @@ WAITING_SECONDS = 45.0
 PATIENCE_SECONDS = 150.0
 
 OURS = "llm-bridge"
+_WRITTEN = re.compile(rf"{protocol.MARK}(\d+\.\d+)")
 # Name in the report -> module in watchers/.
 WATCHERS = {
     OURS: "ours",
@@ -46,7 +51,7 @@ WATCHERS = {
 }
 
 
-def follow(bench: Bench, name: str, jobs: int, window: float) -> dict[str, Any]:
+def follow(bench: Bench, name: str, jobs: int, window: float, *, loud: bool = False) -> dict[str, Any]:
     """Let a watcher follow jobs that end at random within a window; return its figures.
 
     Args:
@@ -54,18 +59,20 @@ def follow(bench: Bench, name: str, jobs: int, window: float) -> dict[str, Any]:
         name: Key of WATCHERS.
         jobs: Number of jobs, which all run when the window begins.
         window: In seconds.
+        loud: The jobs write ten lines a second during the window, and all end after it.
     """
-    key = f"{name} {jobs}"
+    key = f"{name} {jobs}{' loud' if loud else ''}"
     if key in bench.shared:
         found: dict[str, Any] = bench.shared[key]
         return found
     bench.site.end_jobs()
     folder = bench.new_folder("run")
     chance = random.Random(jobs)
-    offsets = [round(chance.uniform(0, window), 3) for _ in range(jobs)]
+    offsets = [window if loud else round(chance.uniform(0, window), 3) for _ in range(jobs)]
     request = {
         "folder": str(folder),
         "offsets": offsets,
+        "loud": loud,
         "cluster": bench.site.name,
         "workspace": str(bench.site.workspace),
         "ssh_conn_id": PEER_CONNECTION,
@@ -73,10 +80,16 @@ def follow(bench: Bench, name: str, jobs: int, window: float) -> dict[str, Any]:
     }
     argv, options = _command(bench, name, folder)
     log = FOLDER / "logs" / f"{WATCHERS[name]}-{jobs}.log"
+    behind: list[float] = []
+
+    def on_line(line: str) -> None:
+        now = time.time()
+        behind.extend(now - float(written) for written in _WRITTEN.findall(line))
+
     first, result = bench.counters(), {"jobs": jobs, "window_s": window}
     with child(argv, log, **options) as process:
         assert process.stdin
-        events = _Events(process)
+        events = Events(process, on_line)
         events.next(120)
         # What an import-only process takes.
         result["imported_mb"] = round(use_of(process.pid).bytes / 1e6, 1)
@@ -86,19 +99,30 @@ def follow(bench: Bench, name: str, jobs: int, window: float) -> dict[str, Any]:
         if not events.next(900):
             raise SystemExit(f"bench: {name} did not submit, see {log}:\n{log.read_text()[-2000:]}")
         result["submitted_s"] = round(time.monotonic() - began, 1)
-        until(lambda: len(list(folder.glob(f"{protocol.STARTED}*"))) == jobs, 600, 1, f"the start of {jobs} jobs")
+        until(
+            lambda: len(list(folder.glob(f"{protocol.STARTED}*"))) == jobs,
+            600,
+            1,
+            f"the start of {jobs} jobs",
+        )
         time.sleep(SETTLE_SECONDS)
-        result["waiting"] = _measured(bench, process, WAITING_SECONDS)
+        result["waiting"] = measured(bench, process, WAITING_SECONDS)
         begin = time.time() + 1.0
         (folder / "go.tmp").write_text(f"{int(begin * 1e6)}\n")
         (folder / "go.tmp").rename(folder / protocol.GO)
-        result["ending"] = _measured(bench, process, window + 5)
+        result["ending"] = measured(bench, process, window + 5)
         times = _noticed(events, jobs)
     result["connections"] = difference(bench.counters(), first)
-    ends = {path.suffix[1:]: float(path.read_text()) for path in folder.glob(f"{protocol.ENDED}*") if path.stat().st_size}
+    ends = {
+        path.suffix[1:]: float(path.read_text())
+        for path in folder.glob(f"{protocol.ENDED}*")
+        if path.stat().st_size
+    }
     late = [times[int(number)] - end for number, end in ends.items() if int(number) in times]
     result |= {"late_s": spread(late), "all_late_s": sorted(round(value, 3) for value in late)}
     result |= {"not_noticed": jobs - len(late), "load": load()}
+    if loud:
+        result |= {"behind_s": spread(behind), "lines_a_second": round(len(behind) / window, 1)}
     bench.site.end_jobs()
     bench.shared[key] = result
     return result
@@ -125,7 +149,7 @@ def _command(bench: Bench, name: str, folder: Path) -> tuple[list[str | Path], d
     return [sys.executable, "-m", module], options
 
 
-def _measured(bench: Bench, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+def measured(bench: Bench, process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
     """Return RPCs a minute, CPU and memory of a watcher during some seconds."""
     before, types, use, begin = bench.counters(), bench.types(), use_of(process.pid), time.monotonic()
     time.sleep(seconds)
@@ -144,12 +168,41 @@ def _measured(bench: Bench, process: subprocess.Popen[str], seconds: float) -> d
     }
 
 
-class _Events(threading.Thread):
+@contextmanager
+def triggers(
+    jobs: Sequence[tuple[str, str, str]], name: str, on_line: Callable[[str], None] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], Events, Use]]:
+    """Run llm-bridge's triggers for existing jobs in a process of its own, in the context.
+
+    Args:
+        jobs: Cluster, id and attempt's directory of each job.
+        name: Name of the process's log.
+        on_line: Called with each line that the triggers log.
+
+    Yields:
+        The process, its events, and what it used before it followed anything.
+    """
+    log = FOLDER / "logs" / f"{name}.log"
+    environment = {**os.environ, "PYTHONPATH": f"{paths.PLUGINS}:{paths.ROOT}"}
+    argv = [sys.executable, "-m", "benchmarks.bench.watchers.existing"]
+    with child(argv, log, cwd=paths.ROOT, env=environment) as process:
+        assert process.stdin
+        events = Events(process, on_line)
+        events.next(120)
+        before = use_of(process.pid)
+        process.stdin.write(json.dumps({"jobs": jobs}) + "\n")
+        process.stdin.flush()
+        if not events.next(300):
+            raise SystemExit(f"bench: the triggers did not start, see {log}:\n{log.read_text()[-2000:]}")
+        yield process, events, before
+
+
+class Events(threading.Thread):
     """Events of a watcher; a thread reads them, so that none waits in a buffer."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], on_line: Callable[[str], None] | None = None) -> None:
         super().__init__(daemon=True)
-        self._process, self._found = process, queue.Queue[dict[str, Any]]()
+        self._process, self._found, self._on_line = process, queue.Queue[dict[str, Any]](), on_line
         self.start()
 
     def run(self) -> None:
@@ -159,7 +212,9 @@ class _Events(threading.Thread):
             try:
                 event = json.loads(line)
             except ValueError:
-                continue  # a log line of the peer
+                if self._on_line:
+                    self._on_line(line)  # a log line
+                continue
             if isinstance(event, dict) and "event" in event:
                 self._found.put(event)
         self._found.put({})
@@ -172,7 +227,7 @@ class _Events(threading.Thread):
             return {}
 
 
-def _noticed(events: _Events, jobs: int) -> dict[int, float]:
+def _noticed(events: Events, jobs: int) -> dict[int, float]:
     times: dict[int, float] = {}
     while len(times) < jobs and (event := events.next(PATIENCE_SECONDS)):
         times[event["number"]] = event["time"]

@@ -46,9 +46,13 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     rows = []
     for share, goal in (("p50", 1.0), ("p95", 2.0)):
         peers = _peers(found, "late_s", share)
-        rows.append(Figure(f"end noticed, {FEW} jobs, {share}, s", _late(found, f"{OURS} {FEW}", share), goal, peers))
+        rows.append(
+            Figure(f"end noticed, {FEW} jobs, {share}, s", _late(found, f"{OURS} {FEW}", share), goal, peers)
+        )
     for share, goal in (("p50", 1.0), ("p95", 2.0)):
-        rows.append(Figure(f"end noticed, {MANY} jobs, {share}, s", _late(found, f"{OURS} {MANY}", share), goal))
+        rows.append(
+            Figure(f"end noticed, {MANY} jobs, {share}, s", _late(found, f"{OURS} {MANY}", share), goal)
+        )
     missed = {name: found[f"{name} {FEW}"]["not_noticed"] for name in WATCHERS if f"{name} {FEW}" in found}
     if any(missed.values()):
         rows.append(Figure(f"ends not noticed, of {FEW}", missed.pop(OURS), 0, missed))
@@ -59,11 +63,14 @@ def rpc_figures(found: dict[str, Any]) -> list[Figure]:
     """Return the RPCs a minute of slurmctld and slurmdbd together."""
     rows = []
     for phase, what in (("waiting", "jobs wait"), ("ending", "jobs end")):
+
         def both(key: str, phase: str = phase) -> float:
             part = found[key][phase]
             return round(float(part["slurmctld_a_minute"] + part["slurmdbd_a_minute"]), 1)
 
-        peers = {name: both(f"{name} {FEW}") for name in WATCHERS if name != OURS and f"{name} {FEW}" in found}
+        peers = {
+            name: both(f"{name} {FEW}") for name in WATCHERS if name != OURS and f"{name} {FEW}" in found
+        }
         for jobs in (FEW, MANY):
             if f"{OURS} {jobs}" in found:
                 note = "squeue's two RPCs count as two; the user's own, by sdiag and sacctmgr show stats"

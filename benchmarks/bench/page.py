@@ -55,7 +55,10 @@ def show(sections: Iterable[Section], report: dict[str, Any]) -> None:
 def write(sections: Iterable[Section], report: dict[str, Any]) -> None:
     """Write the generated part of the page, and the plots."""
     lines = [BEGIN, ""]
-    lines += ["| figure | goal | ours | peers | ours : peer | measured |", "| --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "| figure | goal | ours | peers | ours : peer | measured |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for section in sections:
         if section.name not in report:
             continue
@@ -82,7 +85,12 @@ def write(sections: Iterable[Section], report: dict[str, Any]) -> None:
 def _plots(report: dict[str, Any]) -> dict[str, str]:
     """Draw the plots; return file name -> title."""
     file = FOLDER / "plots.json"
-    argv = [str(peers_python()), str(Path(__file__).with_name("plots.py")), str(FOLDER / "report.json"), str(IMAGES)]
+    argv = [
+        str(peers_python()),
+        str(Path(__file__).with_name("plots.py")),
+        str(FOLDER / "report.json"),
+        str(IMAGES),
+    ]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
     file.write_text(done.stdout)
     titles: dict[str, str] = json.loads(done.stdout)

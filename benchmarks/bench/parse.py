@@ -27,7 +27,17 @@ with DAG("peer"):
 """
 PROGRAMS = {"bare airflow.sdk": BARE, "llm-bridge": OURS, "SSHRemoteJobOperator": PEER}
 # Packages that cost a parse much, or that only workers and triggerers need.
-HEAVY = ("asyncssh", "paramiko", "pandas", "aiohttp", "numpy", "sqlalchemy", "huggingface_hub", "ray", "torch")
+HEAVY = (
+    "asyncssh",
+    "paramiko",
+    "pandas",
+    "aiohttp",
+    "numpy",
+    "sqlalchemy",
+    "huggingface_hub",
+    "ray",
+    "torch",
+)
 LISTED = 12
 
 
@@ -72,7 +82,7 @@ def _packages(own: dict[str, float], without: dict[str, float]) -> dict[str, flo
 def run(bench: Bench) -> dict[str, Any]:
     """Parse in turns, and list what is imported."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in PROGRAMS}
-    for name, program in PROGRAMS.items():
+    for program in PROGRAMS.values():
         _seconds(program)  # compiles and fills the page cache
     for _ in range(PAIRS):
         for name, program in PROGRAMS.items():
@@ -87,7 +97,9 @@ def run(bench: Bench) -> dict[str, Any]:
         "median": median,
         "runs": runs,
         "modules_added": len(set(own) - set(bare)),
-        "heavy": sorted(name for name in HEAVY if name in {module.partition(".")[0] for module in set(own) - set(bare)}),
+        "heavy": sorted(
+            name for name in HEAVY if name in {module.partition(".")[0] for module in set(own) - set(bare)}
+        ),
         "most_expensive_ms": dict(list(added.items())[:LISTED]),
     }
 
@@ -96,15 +108,28 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     """Return the seconds above bare airflow.sdk, and the number of heavy packages."""
     bare = found["median"]["bare airflow.sdk"]
     above = {
-        name: {key: round(value[key] - bare[key], 3) for key in value} for name, value in found["median"].items()
+        name: {key: round(value[key] - bare[key], 3) for key in value}
+        for name, value in found["median"].items()
     }
     ours, peer = above["llm-bridge"], above["SSHRemoteJobOperator"]
     top = ", ".join(f"{name} {ms:.0f}" for name, ms in list(found["most_expensive_ms"].items())[:6])
-    note = f"Parsing: {found['modules_added']} modules are added to airflow.sdk's; own import times in ms: {top}"
+    note = (
+        f"Parsing: {found['modules_added']} modules are added to airflow.sdk's; own import times in ms: {top}"
+    )
     return [
-        Figure("DAG file above bare airflow.sdk, CPU s", ours["cpu_s"], 0.3, {"SSHRemoteJobOperator": peer["cpu_s"]}),
+        Figure(
+            "DAG file above bare airflow.sdk, CPU s",
+            ours["cpu_s"],
+            0.3,
+            {"SSHRemoteJobOperator": peer["cpu_s"]},
+        ),
         Figure("DAG file above bare airflow.sdk, s", ours["s"], None, {"SSHRemoteJobOperator": peer["s"]}),
-        Figure(f"heavy packages it adds ({', '.join(found['heavy']) or 'none'})", len(found["heavy"]), 0, note=note),
+        Figure(
+            f"heavy packages it adds ({', '.join(found['heavy']) or 'none'})",
+            len(found["heavy"]),
+            0,
+            note=note,
+        ),
     ]
 
 

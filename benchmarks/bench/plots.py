@@ -32,7 +32,9 @@ def notice(found: dict[str, Any], folder: Path) -> str:
     for name, run in found.items():
         late = run["all_late_s"]
         if late:
-            axes.step(late, [(n + 1) / run["jobs"] for n in range(len(late))], where="post", label=f"{name} jobs")
+            axes.step(
+                late, [(n + 1) / run["jobs"] for n in range(len(late))], where="post", label=f"{name} jobs"
+            )
     axes.set_xscale("log")
     axes.set(xlabel="seconds after the job's end", ylabel="share of the ends noticed", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
@@ -46,7 +48,9 @@ def rpcs(found: dict[str, Any], folder: Path) -> str:
     figure, axes = pyplot.subplots(figsize=(6, 2.4))
     names = list(found)
     for shift, phase in ((-0.2, "waiting"), (0.2, "ending")):
-        values = [run[phase]["slurmctld_a_minute"] + run[phase]["slurmdbd_a_minute"] for run in found.values()]
+        values = [
+            run[phase]["slurmctld_a_minute"] + run[phase]["slurmdbd_a_minute"] for run in found.values()
+        ]
         bars = axes.barh([n + shift for n in range(len(names))], values, height=0.38, label=f"jobs {phase}")
         axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
     axes.set_yticks(range(len(names)), [f"{name} jobs" for name in names])
@@ -60,4 +64,8 @@ DRAWN = {"notice": ("performance-notice", notice), "rpcs": ("performance-rpcs", 
 
 if __name__ == "__main__":
     report, target = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    print(json.dumps({name: draw(report[key]["found"], target) for key, (name, draw) in DRAWN.items() if key in report}))
+    print(
+        json.dumps(
+            {name: draw(report[key]["found"], target) for key, (name, draw) in DRAWN.items() if key in report}
+        )
+    )

@@ -27,7 +27,11 @@ TIMEOUT_SECONDS = 420
 
 
 def _rate(jobs: int, seconds: float) -> dict[str, Any]:
-    return {"jobs": jobs, "seconds": round(seconds, 2), "per_second": round(jobs / seconds, 2) if jobs else 0.0}
+    return {
+        "jobs": jobs,
+        "seconds": round(seconds, 2),
+        "per_second": round(jobs / seconds, 2) if jobs else 0.0,
+    }
 
 
 def _measured(bench: Bench, work: Any) -> dict[str, Any]:
@@ -76,7 +80,9 @@ def _library(bench: Bench, begin: float) -> dict[str, Any]:
 # ---- llm-bridge, operators
 
 
-def _work(pipe: Connection, run: str, number: int, store: dict[str, Any], step: tuple[str, Any] | None) -> None:
+def _work(
+    pipe: Connection, run: str, number: int, store: dict[str, Any], step: tuple[str, Any] | None
+) -> None:
     """Run in a forked process like a task of LocalExecutor: execute or resume the operator, send what followed."""
     from airflow.sdk.exceptions import TaskDeferred
 
@@ -116,7 +122,7 @@ def _forked(run: str, number: int, store: dict[str, Any], step: tuple[str, Any] 
 
 def _operators(bench: Bench, begin: float) -> dict[str, Any]:
     """Execute 100 operators, 32 at once in processes of their own; run their triggers here, as a triggerer does."""
-    import llm_bridge.operators.slurm  # noqa: F401  imported before the fork, as in Airflow's workers
+    import llm_bridge.operators.slurm
     import llm_bridge.triggers.slurm  # noqa: F401
 
     run = bench.new_folder("operators").name
@@ -182,7 +188,9 @@ def _peer(bench: Bench, begin: float) -> dict[str, Any]:
             hook = SSHHook(ssh_conn_id=PEER_CONNECTION)
             with hook.get_conn() as client:
                 line = f"sbatch --parsable --output=/dev/null {folder}/job"
-                code, _, err = hook.exec_ssh_client_command(client, line, get_pty=False, environment=None, timeout=60)
+                code, _, err = hook.exec_ssh_client_command(
+                    client, line, get_pty=False, environment=None, timeout=60
+                )
             assert code == 0, err
             done.append(time.monotonic())
         except Exception as error:
@@ -224,7 +232,9 @@ def figures(found: dict[str, Any]) -> list[Figure]:
         ("refused_sessions", "sessions refused (MaxSessions)"),
         ("failed", "tasks failed"),
     ):
-        rows.append(Figure(f"{what}, {JOBS} operators", found["operators"][key], 0, {"SSHOperator": peer[key]}))
+        rows.append(
+            Figure(f"{what}, {JOBS} operators", found["operators"][key], 0, {"SSHOperator": peer[key]})
+        )
     rows.append(
         Figure(
             f"SSH connections, {JOBS} operators",

@@ -10,7 +10,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,7 +102,9 @@ class Bench:
         self._up = True
         # Slurm's default interval; the 2 s of this cluster are for tests, and cost a core with 500 jobs.
         conf = self.cluster.settings.etc_dir / "slurm" / "slurm.conf"
-        conf.write_text(conf.read_text().replace("JobAcctGatherFrequency=task=2", "JobAcctGatherFrequency=task=30"))
+        conf.write_text(
+            conf.read_text().replace("JobAcctGatherFrequency=task=2", "JobAcctGatherFrequency=task=30")
+        )
         self.cluster.run("ctl", ["scontrol", "reconfigure"])
         folder = (FOLDER / "site").resolve()
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +115,10 @@ class Bench:
         os.environ |= self.site.environment
         extra = {"key_file": str(self.cluster.ssh_key), "no_host_key_check": True}
         # SSHHookAsync reads the key's text; SSHHook takes the file.
-        peer = {**json.loads(os.environ[CONNECTION]), "extra": extra | {"known_hosts": str(self.cluster.known_hosts)}}
+        peer = {
+            **json.loads(os.environ[CONNECTION]),
+            "extra": extra | {"known_hosts": str(self.cluster.known_hosts)},
+        }
         os.environ[f"AIRFLOW_CONN_{PEER_CONNECTION.upper()}"] = json.dumps(peer)
 
     def down(self) -> None:
@@ -150,7 +154,9 @@ class Bench:
             "slurmctld": _of_svc(ctld),
             "slurmdbd": _of_svc(dbd),
             "connections": log.count("Accepted publickey for svc"),
-            "refused": len(re.findall(r"drop connection|past Maxstartups|exited MaxStartups|beginning MaxStartups", log)),
+            "refused": len(
+                re.findall(r"drop connection|past Maxstartups|exited MaxStartups|beginning MaxStartups", log)
+            ),
             "no_session": log.count("no more sessions"),
         }
 
@@ -167,7 +173,9 @@ def _of_svc(text: str) -> int:
 
 def difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     """Return what was counted between two moments."""
-    return {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
+    return {
+        name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)
+    }
 
 
 # ---- the peers' environment
@@ -184,7 +192,9 @@ def peers_python() -> Path:
         with log.open("w") as file:
             argv = [str(python), "-m", "pip", "install", "--quiet", "-r", str(wanted)]
             if subprocess.run(argv, stdout=file, stderr=file).returncode:
-                raise SystemExit(f"bench: the peers cannot be installed, see {log}; without them: SECTIONS=parse")
+                raise SystemExit(
+                    f"bench: the peers cannot be installed, see {log}; without them: SECTIONS=parse"
+                )
         # Also read by user svc on the login node.
         subprocess.run(["chmod", "-R", "a+rX", str(home)], check=True)
         stamp.write_text(wanted.read_text())
@@ -202,16 +212,23 @@ class Use:
     bytes: int
 
 
-def use_of(pid: int) -> Use:
-    """Return what a process and its descendants have used, those that have ended included."""
+def use_of(pid: int, *, alone: bool = False) -> Use:
+    """Return what a process and its descendants have used, those that have ended included.
+
+    Args:
+        pid: The process.
+        alone: Without its descendants.
+    """
     seconds, pids = 0.0, [pid]
     root = psutil.Process(pid)
-    for process in [root, *root.children(recursive=True)]:
+    for process in [root] if alone else [root, *root.children(recursive=True)]:
         try:
             times = process.cpu_times()
         except psutil.Error:
             continue
-        seconds += times.user + times.system + times.children_user + times.children_system
+        seconds += times.user + times.system
+        if not alone:
+            seconds += times.children_user + times.children_system
         pids.append(process.pid)
     return Use(seconds, processes.memory(set(pids)))
 
@@ -265,4 +282,3 @@ def child(argv: Sequence[str | Path], log: Path, **options: Any) -> Iterator[sub
                 continue
         process.kill()
         process.wait()
-        time.sleep(0)

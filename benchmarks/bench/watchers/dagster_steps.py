@@ -27,13 +27,11 @@ class Reader:
 def watch(request: dict[str, Any]) -> None:
     """Submit the jobs and wait for all of them."""
     ssh = SSHConnectionResource(
-        
         host=request["host"],
         port=request["port"],
         user=request["login"],
         key_path=request["key_file"],
         host_key_checking="off",
-    
     )
     slurm = SlurmResource(ssh=ssh, queue=SlurmQueueConfig(), remote_base=request["folder"])
     folder = request["folder"]

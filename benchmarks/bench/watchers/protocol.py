@@ -26,6 +26,7 @@ exec {{pause}}<> <(:)
 while [ ! -e {folder}/go ]; do read -r -t 1 -u $pause; done
 read -r go < {folder}/go
 while left=$((go + {offset_us} - ${{EPOCHREALTIME/[.,]/}})); [ $left -gt 0 ]; do
+    {line}
     printf -v left '%d.%06d' $((left / 1000000)) $((left % 1000000))
     read -r -t "$left" -u $pause
 done
@@ -41,10 +42,17 @@ def read_request() -> dict[str, Any]:
     return request
 
 
+# A job that writes ten lines a second in place of waiting.
+_LINE = """echo "{mark}$EPOCHREALTIME number $((number += 1))"; read -r -t 0.1 -u $pause; continue"""
+# Before the time in such a line.
+MARK = "written-at="
+
+
 def script(request: dict[str, Any], number: int) -> str:
     """Return the text of a job's script."""
     offset = int(request["offsets"][number] * 1e6)
-    return _SCRIPT.format(folder=request["folder"], number=number, offset_us=offset)
+    line = _LINE.format(mark=MARK) if request.get("loud") else ""
+    return _SCRIPT.format(folder=request["folder"], number=number, offset_us=offset, line=line)
 
 
 def say(event: str, **values: Any) -> None:

@@ -23,7 +23,9 @@ def command(request: dict[str, Any], line: str) -> str:
     """Run a command over a connection of its own, as SSHOperator does."""
     hook = SSHHook(ssh_conn_id=request["ssh_conn_id"])
     with hook.get_conn() as client:
-        code, out, err = hook.exec_ssh_client_command(client, line, get_pty=False, environment=None, timeout=60)
+        code, out, err = hook.exec_ssh_client_command(
+            client, line, get_pty=False, environment=None, timeout=60
+        )
     if code:
         raise RuntimeError(err.decode())
     return str(out.decode())
@@ -42,7 +44,9 @@ def watch(request: dict[str, Any], jobs: list[str]) -> None:
     noticed: set[int] = set()
 
     def poke(number: int) -> None:
-        if not command(request, f"squeue -h -t PD,R,CG -u $USER -o %i | grep -x {jobs[number]} || true").strip():
+        if not command(
+            request, f"squeue -h -t PD,R,CG -u $USER -o %i | grep -x {jobs[number]} || true"
+        ).strip():
             noticed.add(number)
             protocol.noticed(number)
 
