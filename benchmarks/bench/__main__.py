@@ -1,6 +1,6 @@
 """Run ``make bench``: every section, build/bench/report.json, the table, docs/performance.md.
 
-python -m benchmarks.bench [SECTION...]     only these; the report keeps the others' results
+python -m benchmarks.bench [SECTION...]     only these, in this order; the report keeps the others' results
 """
 
 from __future__ import annotations
@@ -42,16 +42,14 @@ SECTIONS: tuple[Section, ...] = (
 
 def main(names: list[str]) -> int:
     """Run the sections; return 1 if one failed, 2 for an unknown section."""
-    known = [section.name for section in SECTIONS]
-    if unknown := [name for name in names if name not in known]:
-        print(f"unknown sections {' '.join(unknown)}: choose from {' '.join(known)}", file=sys.stderr)
+    by_name = {section.name: section for section in SECTIONS}
+    if unknown := [name for name in names if name not in by_name]:
+        print(f"unknown sections {' '.join(unknown)}: choose from {' '.join(by_name)}", file=sys.stderr)
         return 2
     report: dict[str, Any] = json.loads(REPORT.read_text()) if REPORT.exists() else {}
     bench, failed = Bench(), []
     try:
-        for section in SECTIONS:
-            if names and section.name not in names:
-                continue
+        for section in [by_name[name] for name in names or by_name]:
             print(f"bench: {section.title} ({section.name}) ...", flush=True)
             began, before = time.monotonic(), load()
             try:

@@ -32,8 +32,8 @@ def ray_figures(found: dict[str, Any]) -> list[Figure]:
     nodes, least = ready["nodes"], ready["least_s_for_8_nodes_on_these_cpus"]
     note = (
         f"Ray: all nodes share {found['cpus']} cores here; the goal is for 16 and more. 8 nodes need "
-        f"{ready['cpu_s_of_8_nodes']} CPU s, so the least that is possible here is {least} s. The old script sleeps 10 s "
-        "and 5 s a worker, and then checks nothing"
+        f"{ready['cpu_s_of_8_nodes']} CPU s, so the least that is possible here is {least} s. The old script sleeps "
+        "10 s and 5 s a worker, and then checks nothing"
     )
     rows = [Figure("Ray ready, 8 nodes : 2 nodes", ready["ratio_8_to_2"], 1.1, note=note)]
     for size, one in nodes.items():

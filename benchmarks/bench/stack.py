@@ -15,26 +15,24 @@ from typing import Any
 import psutil
 
 from benchmarks.bench.support import FOLDER, NAME, Bench, Figure, Section, load, percentile
-from testing import paths
 from testing.stack import DAG, RECIPE, LocalStack
 
 RUNS = 2
 SHORT_SECONDS = 5
-# Stages of the demo, in order, by the folder of their jobs; the peer's own time is measured with as many empty jobs.
 TIMEOUT_SECONDS = 2400.0
 
 
 class BenchStack(LocalStack):
     """Airflow beside the cluster of the benchmarks, which stays as it is."""
 
-    def __init__(self, bench: Bench, folder: Path, *, hub: bool, **options: Any) -> None:
+    def __init__(self, bench: Bench, folder: Path, *, with_hub: bool, **options: Any) -> None:
         super().__init__(folder, bench.cluster, NAME, **options)
-        self._bench, self._hub = bench, hub
+        self._bench, self._with_hub = bench, with_hub
 
     def start(self) -> None:
         """Start PostgreSQL, the test Hub where it is needed, and Airflow."""
         self.postgres.start()
-        if self._hub:
+        if self._with_hub:
             self.start_services()
         environment = {**self.site.environment, **self.environment}
         self.airflow = self.make_airflow(self.folder / "airflow", environment)
@@ -48,11 +46,11 @@ class BenchStack(LocalStack):
 
 
 @contextmanager
-def airflow(bench: Bench, name: str, *, hub: bool = False, **options: Any) -> Iterator[BenchStack]:
+def airflow(bench: Bench, name: str, *, with_hub: bool = False, **options: Any) -> Iterator[BenchStack]:
     """Run an Airflow in the context."""
     folder = (FOLDER / name).resolve()
     shutil.rmtree(folder, ignore_errors=True)
-    stack = BenchStack(bench, folder, hub=hub, **options)
+    stack = BenchStack(bench, folder, with_hub=with_hub, **options)
     try:
         stack.start()
         yield stack
@@ -83,7 +81,7 @@ def run_hop(bench: Bench) -> dict[str, Any]:
     """Run chains of tiny jobs and chains of empty deferrable tasks."""
     found: dict[str, Any] = {"short": [], "long": [], "airflow": [], "load": []}
     dags = Path(__file__).with_name("dags")
-    with airflow(bench, "hop", hub=False, dags=dags, environment={}, poll_seconds=20, mem="100M") as stack:
+    with airflow(bench, "hop", dags=dags, environment={}, poll_seconds=20, mem="100M") as stack:
         for dag in ("bench_jobs", "bench_nothing"):
             stack.api.wait_for_dag(dag, 600)
             stack.api.unpause(dag)
@@ -156,9 +154,7 @@ def _empty_job_s(bench: Bench, jobs: int) -> float:
 
 def run_pipeline(bench: Bench) -> dict[str, Any]:
     """Run the demo's recipe, and compare it with its jobs' own time."""
-    environment = {"venv": str(paths.home() / "cluster-env")}
-    options = {"environment": environment, "hub": {"conn_id": "huggingface_local"}}
-    with airflow(bench, "pipeline", hub=True, **options) as stack:
+    with airflow(bench, "pipeline", with_hub=True) as stack:
         stack.ready(DAG)
         busy, began = _busy(), time.monotonic()
         state = stack.run(DAG, "pipeline", TIMEOUT_SECONDS, recipe=RECIPE, cluster=NAME, run_name="bench")

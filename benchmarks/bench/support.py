@@ -154,9 +154,7 @@ class Bench:
             "slurmctld": _of_svc(ctld),
             "slurmdbd": _of_svc(dbd),
             "connections": log.count("Accepted publickey for svc"),
-            "refused": len(
-                re.findall(r"drop connection|past Maxstartups|exited MaxStartups|beginning MaxStartups", log)
-            ),
+            "refused": _refused(log),
             "no_session": log.count("no more sessions"),
         }
 
@@ -169,6 +167,13 @@ class Bench:
 def _of_svc(text: str) -> int:
     found = re.search(r"^\tsvc\s.*?count:(\d+)", text, re.MULTILINE)
     return int(found[1]) if found else 0
+
+
+def _refused(log: str) -> int:
+    """Return the number of connections that sshd dropped: it says how many when it stops, and when it begins to."""
+    dropped = sum(map(int, re.findall(r"exited MaxStartups throttling .* (\d+) connections dropped", log)))
+    named = len(re.findall(r"drop connection .* past MaxStartups", log, re.IGNORECASE))
+    return max(dropped, named, log.count("beginning MaxStartups throttling"))
 
 
 def difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 from dagster_slurm import SlurmResource
@@ -19,9 +20,21 @@ from dagster_slurm.resources.ssh import SSHConnectionResource
 
 from benchmarks.bench.watchers import protocol
 
+TRIES = 10
+
 
 class Reader:
     """Stands in for the reader of Dagster's messages: these jobs send none."""
+
+
+def submit(pool: SSHConnectionPool, line: str) -> int:
+    """Submit one job and return its id; a refused connection is tried again, where a Dagster step would fail."""
+    for _ in range(TRIES):
+        try:
+            return int(pool.run(line).strip())
+        except RuntimeError:
+            time.sleep(1)
+    return int(pool.run(line).strip())
 
 
 def watch(request: dict[str, Any]) -> None:
@@ -48,7 +61,7 @@ def watch(request: dict[str, Any]) -> None:
             with open(f"{folder}/job.{number}", "w") as file:
                 file.write(protocol.script(request, number))
             line = f"cd {folder} && sbatch --parsable --output=slurm-%j.out --error=slurm-%j.err job.{number}"
-            jobs.append(int(pool.run(line).strip()))
+            jobs.append(submit(pool, line))
         threads = [
             threading.Thread(target=wait, args=(number, job), daemon=True) for number, job in enumerate(jobs)
         ]
