@@ -84,6 +84,8 @@ def write(sections: Iterable[Section], report: dict[str, Any]) -> None:
 
 def _plots(report: dict[str, Any]) -> dict[str, str]:
     """Draw the plots; return file name -> title."""
+    if not {"notice", "rpcs"} & set(report):
+        return {}  # needs no peers' environment then
     file = FOLDER / "plots.json"
     argv = [
         str(peers_python()),
