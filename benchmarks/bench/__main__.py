@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +22,7 @@ os.environ |= {"AIRFLOW_HOME": str(FOLDER.resolve() / "airflow"), "AIRFLOW__CORE
 from benchmarks.bench import loud, notice, others, page, parse, run_page, scale, stack, submit, triggerer  # noqa: E402
 from benchmarks.bench.support import Bench, Section  # noqa: E402
 
-REPORT = FOLDER / "report.json"
+REPORT, LOG = FOLDER / "report.json", FOLDER / "log.txt"
 SECTIONS: tuple[Section, ...] = (
     notice.NOTICE,
     notice.RPCS,
@@ -55,7 +56,9 @@ def main(names: list[str]) -> int:
             try:
                 if section.needs_cluster:
                     bench.up()
-                found = section.run(bench)
+                # What operators and peers log goes to a file.
+                with LOG.open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                    found = section.run(bench)
             except (Exception, SystemExit) as error:
                 # The others' figures are worth having, too.
                 failed.append(section.name)

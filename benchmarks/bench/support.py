@@ -20,12 +20,14 @@ import psutil
 
 from testing import paths, processes
 from testing.local_cluster import LocalCluster
+from testing.local_cluster.errors import LocalClusterError
 from testing.local_cluster.ports import LOOPBACK
 from testing.site import CONNECTION, Site
 
 FOLDER = Path("build/bench")
 # Nodes of the cluster: as many as the Ray section needs. More CPUs than the machine has: all jobs run at once.
 NAME, SSH_PORT, NODES, CPUS_PER_NODE = "bench", 23522, 8, 128
+STARTS = 4
 # Connection of the peers: Airflow's SSHHook takes other extras than llm-bridge.
 PEER_CONNECTION = "bench_peer"
 
@@ -98,7 +100,13 @@ class Bench:
         if self._up:
             return
         self.cluster.down(wipe=True)
-        self.cluster.up()
+        for left in reversed(range(STARTS)):
+            try:
+                self.cluster.up()
+                break
+            except LocalClusterError:  # a host that needs more than a minute to start: the machine is busy
+                if not left:
+                    raise
         self._up = True
         # Slurm's default interval; the 2 s of this cluster are for tests, and cost a core with 500 jobs.
         conf = self.cluster.settings.etc_dir / "slurm" / "slurm.conf"
