@@ -148,7 +148,7 @@ class Bench:
 
     @property
     def connection(self) -> dict[str, Any]:
-        """Where and as whom a peer logs in."""
+        """Address and login for a peer."""
         return {"host": LOOPBACK, "port": SSH_PORT, "login": "svc", "key_file": str(self.cluster.ssh_key)}
 
     # ---- counters

@@ -1,4 +1,4 @@
-"""What all watchers share: the request on standard input, the jobs' script, the answer on standard output.
+"""Shared parts of all watchers: the request on standard input, the jobs' script, the answer on standard output.
 
 Standard library only: a peer may run in an environment of its own, or on the login node.
 
