@@ -123,7 +123,6 @@ def figures(found: dict[str, Any]) -> list[Figure]:
             0.3,
             {"SSHRemoteJobOperator": peer["cpu_s"]},
         ),
-        Figure("DAG file above bare airflow.sdk, s", ours["s"], None, {"SSHRemoteJobOperator": peer["s"]}),
         Figure(
             f"heavy packages it adds ({', '.join(found['heavy']) or 'none'})",
             len(found["heavy"]),
