@@ -108,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
                 json.dumps({"curves": view.curves(self.found, CURVE_POINTS)}).encode(), "application/json"
             )
         elif path.startswith("/api/runs/"):
+            # A new step: the page reads the curves again.
+            self.found.tasks["sft.train"].xcoms[LIVE_XCOM]["updated"] = time.time()
             self._send(json.dumps(view.run(self.found)).encode(), "application/json")
         elif path.startswith("/static/"):
             kind = {"js": "text/javascript", "css": "text/css"}.get(path.rpartition(".")[2], "text/plain")

@@ -214,7 +214,8 @@ def run(bench: Bench) -> dict[str, Any]:
     # Not measured, and there before processes are forked, as in Airflow's workers.
     for module in IMPORTED:
         importlib.import_module(module)
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    for name, level in (("paramiko", logging.CRITICAL), ("llm_bridge", logging.WARNING)):
+        logging.getLogger(name).setLevel(level)
     return {
         "operators": _measured(bench, lambda begin: _operators(bench, begin)),
         "library": _measured(bench, lambda begin: _library(bench, begin)),
