@@ -18,6 +18,8 @@ matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "llm-bridge", "f
 
 from matplotlib import pyplot  # noqa: E402
 
+TICKS = (0.1, 0.3, 1, 3, 10, 30, 100)
+
 
 def save(figure: Any, folder: Path, name: str) -> None:
     """Write a plot."""
@@ -36,6 +38,8 @@ def notice(found: dict[str, Any], folder: Path) -> str:
                 late, [(n + 1) / run["jobs"] for n in range(len(late))], where="post", label=f"{name} jobs"
             )
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
+    axes.set_xticks([], minor=True)
     axes.set(xlabel="seconds after the job's end", ylabel="share of the ends noticed", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7)
