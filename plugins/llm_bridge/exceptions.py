@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ConfigError(Exception):
     """A cluster file, a recipe, a form field or a job specification is wrong.
 
     A retry cannot help: :class:`~llm_bridge.operators.retry_policy.DiagnosisRetryPolicy` fails the task at once.
+
+    Args:
+        message: Text of the error.
+        lines: The same for a log, one error a line, with its key or field first; by default the message's own lines.
     """
+
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = list(lines) or [line.strip().removeprefix("- ") for line in message.splitlines()]
 
 
 class NoConnection(ConfigError):

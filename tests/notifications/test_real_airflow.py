@@ -17,21 +17,31 @@ from testing.sinks import Posts, web_server
 from testing.waiting import until
 
 
-@pytest.fixture
-def fixed(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Once this file exists, the DAG's tasks succeed."""
-    return tmp_path / "fixed"
+    return tmp_path_factory.mktemp("state") / "fixed"
 
 
-@pytest.fixture
-def posts() -> Iterator[Posts]:
+@pytest.fixture(scope="module")
+def received() -> Iterator[Posts]:
     """Requests that the web server received."""
     with web_server() as got:
         yield got
 
 
 @pytest.fixture
-def airflow(posts: Posts, fixed: Path, tmp_path: Path) -> Iterator[LocalAirflow]:
+def posts(received: Posts) -> Posts:
+    """Requests that the web server received in this test."""
+    received.clear()
+    return received
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    received: Posts, fixed: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
+    tmp_path = tmp_path_factory.mktemp("airflow")
     alerts = {
         "http": {"conn_id": "hook"},
         "email": {"conn_id": "nobody", "sender": "a@example.org", "to": ["b@example.org"]},
@@ -39,10 +49,12 @@ def airflow(posts: Posts, fixed: Path, tmp_path: Path) -> Iterator[LocalAirflow]
         "late_after_hours": {"late": 0.01},
     }
     (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(alerts))
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "wrong.yaml").write_text("base_modle: a/b\nsft: 3\n")
     environment = {
         "LLM_BRIDGE_INCLUDE": str(tmp_path),
         "ALERTS_FIXED": str(fixed),
-        "AIRFLOW_CONN_HOOK": f"http://127.0.0.1:{posts.port}",
+        "AIRFLOW_CONN_HOOK": f"http://127.0.0.1:{received.port}",
         "NO_PROXY": "127.0.0.1",
         "AIRFLOW_CONN_NOBODY": json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": 1}),
     }
@@ -52,11 +64,11 @@ def airflow(posts: Posts, fixed: Path, tmp_path: Path) -> Iterator[LocalAirflow]
         ROOT / "plugins",
         env=environment,
         port=free_port(18190),
-        parallelism=2,
+        parallelism=3,
     )
     try:
         airflow.start()
-        for dag in ("alerting", "late", "hanging"):
+        for dag in ("alerting", "late", "hanging", "refused"):
             airflow.api().wait_for_dag(dag)
             airflow.api().unpause(dag)
         yield airflow
@@ -106,6 +118,25 @@ def test_a_hang_causes_one_alert_if_it_is_retried_and_one_failure_alert_if_no_re
     assert [alert["occasion"] for _, alert in posts] == ["hang", "failure"]
     assert [alert["facts"]["Try"] for _, alert in posts] == ["1 of 2", "2 of 2"]
     assert all("gpu95: stuck" in alert["lines"] for _, alert in posts)
+
+
+def test_a_wrong_input_is_one_error_a_line_without_a_traceback_or_a_retry_and_one_alert(
+    airflow: LocalAirflow, posts: Posts
+) -> None:
+    api = airflow.api()
+    api.trigger("refused", {}, "one")
+    assert api.wait("refused", "one", 90) == "failed"
+    assert [(task["state"], task["try_number"]) for task in api.tasks("refused", "one")] == [("failed", 1)]
+    [file] = airflow.task_logs("refused", "one", "check")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    errors = [record["event"] for record in records if record.get("level") == "error"]
+    assert errors[0] == "include/recipes/wrong.yaml is not valid, 3 error(s):" and errors[-1] == "Task exited"
+    assert [error.partition(": ")[0] for error in errors[1:-1]] == ["base_model", "sft", "base_modle"]
+    assert "Did you mean base_model?" in errors[3]
+    assert not any("error_detail" in record for record in records) and "Traceback" not in file.read_text()
+    failure = until(lambda: of("failure", posts), 40)
+    assert failure["facts"]["What"] == errors[0] and "base_modle: no such key" in failure["facts"]["Evidence"]
+    assert failure["facts"]["Next"].startswith("no retry: correct it")
 
 
 def of(occasion: str, posts: Posts) -> Any:

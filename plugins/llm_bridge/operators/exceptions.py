@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llm_bridge.diagnosis.explain import FailureReport
 from llm_bridge.diagnosis.report import Diagnosis
 from llm_bridge.diagnosis.retry import Decision
+from llm_bridge.exceptions import ConfigError
 from llm_bridge.ray.errors import describe_end
 from llm_bridge.ray.events import RayEndReason, RayJobEvent
 from llm_bridge.remote import attempt_dir
 from llm_bridge.slurm.events import EndReason, HangReport, SlurmJobEvent
 from llm_bridge.slurm.status import Phase
+
+log = logging.getLogger(__name__)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 RESUBMITS = (
     "a retry or a clear of this task submits the job again (on a new Ray cluster if this one has ended); it resumes "
@@ -23,6 +31,33 @@ RESUBMITS = (
 )
 # Lines of a stack dump in an error message.
 MAX_STACK_LINES = 20
+
+
+class LoggedConfigError(ConfigError, SystemExit):
+    """A :class:`~llm_bridge.exceptions.ConfigError` whose lines have been logged.
+
+    Airflow logs the traceback of every exception but SystemExit, which takes the same way otherwise: retry policy,
+    callbacks with this exception, listeners.
+    """
+
+    code = 1
+
+
+def logs_config_errors(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate an operator's method: a wrong setting is logged line by line, for people, without a traceback."""
+
+    @functools.wraps(method)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return method(*args, **kwargs)
+        except LoggedConfigError:
+            raise
+        except ConfigError as error:
+            for line in error.lines:
+                log.error("%s", line)
+            raise LoggedConfigError(str(error), error.lines) from None
+
+    return call
 
 
 class DiagnosedError(AirflowException):

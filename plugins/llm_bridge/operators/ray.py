@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from llm_bridge.config.loader import check_model
 from llm_bridge.exceptions import ClusterUnavailable, RayClusterEnded, ServiceUnavailable
 from llm_bridge.operators.base import ClusterOperator, task_directory
+from llm_bridge.operators.exceptions import logs_config_errors
 from llm_bridge.operators.links import RayDashboardLink, push_link
 from llm_bridge.operators.slurm import SlurmSubmitOperator
 from llm_bridge.ray import dashboard, startup_timing
@@ -180,6 +181,7 @@ class RaySubmitJobOperator(ClusterOperator):
         self.entrypoint = entrypoint
         self.job = job
 
+    @logs_config_errors
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit the job, or find the one that an earlier try submitted."""
         if self.job is None:

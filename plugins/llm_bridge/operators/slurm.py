@@ -15,7 +15,7 @@ from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.loader import check_model
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError
 from llm_bridge.operators.base import ClusterOperator, task_directory
-from llm_bridge.operators.exceptions import SlurmJobFailed, SlurmJobPermanentError
+from llm_bridge.operators.exceptions import SlurmJobFailed, SlurmJobPermanentError, logs_config_errors
 from llm_bridge.operators.links import WandbLink, push_wandb_link
 from llm_bridge.remote import attempt_dir, connections
 from llm_bridge.remote.attempt_dir import Outcome
@@ -144,6 +144,7 @@ class SlurmSubmitOperator(ClusterOperator):
                 "{% endraw %}"
             ) from error
 
+    @logs_config_errors
     def execute(self, context: Context) -> Any:
         """Submit the job, or find the one that an earlier try submitted; then wait for its end."""
         job = self.build_job(context)

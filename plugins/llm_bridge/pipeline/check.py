@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from llm_bridge.config.loader import describe_errors, load_cluster
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError, LoginDenied, LoginNodeUnreachable
 from llm_bridge.operators.base import ClusterOperator
+from llm_bridge.operators.exceptions import logs_config_errors
 from llm_bridge.pipeline import choice, first_contact, site_checks, stages
 from llm_bridge.pipeline.plan import Plan, clusters_of, make_plan
 from llm_bridge.remote.messages import ERROR, WARNING, Finding
@@ -37,6 +38,7 @@ class CheckOperator(ClusterOperator):
     # True if a login node that has never answered gets its last chance.
     _is_last_contact = False
 
+    @logs_config_errors
     def execute(self, context: Context) -> dict[str, Any]:
         """Make the plan from the trigger form, and check it.
 
@@ -109,6 +111,7 @@ class CheckOperator(ClusterOperator):
         log.info("%s", plan.cluster_choice)
         return plan
 
+    @logs_config_errors
     def execute_again(self, context: Context, event: dict[str, Any]) -> Any:
         """Execute from the beginning after the cluster answers again, or has not answered a first contact."""
         chosen = choice.chosen_before(context["task_state_store"])
@@ -163,10 +166,12 @@ async def check_site(plan: Plan) -> None:
             log.log(logging.WARNING if finding.result == WARNING else logging.INFO, "%s", finding.sentence)
     problems = _errors(found)
     if len(problems) == 1:
-        raise ConfigError(f"cluster {plan.cluster!r}: {problems[0].rstrip('.')}. Nothing was submitted.")
-    if problems:
+        message = f"cluster {plan.cluster!r}: {problems[0].rstrip('.')}. Nothing was submitted."
+    elif problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise ConfigError(f"cluster {plan.cluster!r}: {len(problems)} errors, nothing was submitted:{lines}")
+        message = f"cluster {plan.cluster!r}: {len(problems)} errors, nothing was submitted:{lines}"
+    if problems:
+        raise ConfigError(message, [*problems, f"cluster {plan.cluster!r}: nothing was submitted"])
 
 
 def _errors(found: Iterable[Finding]) -> list[str]:

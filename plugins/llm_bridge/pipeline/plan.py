@@ -363,7 +363,7 @@ def _check(plan: Plan, cluster: Cluster) -> None:
     if problems:
         where = f"recipe {plan.recipe.name!r} on cluster {cluster.name!r}: "
         lines = problems if len(problems) == 1 else [f"{len(problems)} errors:", *problems]
-        raise ConfigError(where + "\n  - ".join(lines))
+        raise ConfigError(where + "\n  - ".join(lines), [f"{where}{len(problems)} error(s)", *problems])
 
 
 def _wrong_sizes(plan: Plan, cluster: Cluster) -> Iterator[str]:

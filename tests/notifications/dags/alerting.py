@@ -9,6 +9,7 @@ from airflow.sdk import DAG, task
 
 from llm_bridge import notifications
 from llm_bridge.operators.exceptions import SlurmJobFailed
+from llm_bridge.pipeline.check import CheckOperator
 from llm_bridge.slurm.events import EndReason, HangReport, SlurmJobEvent
 from llm_bridge.slurm.status import JobInfo
 
@@ -40,6 +41,15 @@ with DAG("alerting", schedule=None, default_args={"retries": 0, **notifications.
     first >> merge() >> last
     first >> last
     last >> summary()
+
+# Airflow has two retries for it, as in the post-training DAG.
+with DAG(
+    "refused",
+    schedule=None,
+    params={"recipe": "wrong"},
+    default_args={"retries": 2, **notifications.for_tasks()},
+):
+    CheckOperator(task_id="check")
 
 with DAG("hanging", schedule=None, default_args=notifications.for_tasks()):
 

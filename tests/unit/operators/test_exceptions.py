@@ -6,23 +6,28 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.diagnosis.explain import FailureReport
 from llm_bridge.diagnosis.progress_ledger import ProgressLedger
 from llm_bridge.diagnosis.report import titled
 from llm_bridge.diagnosis.retry import RetryContext, decide
+from llm_bridge.exceptions import ConfigError
 from llm_bridge.operators.exceptions import (
     MAX_STACK_LINES,
     RESUBMITS,
     HubUploadEvent,
     HubUploadFailed,
     HubUploadPermanentError,
+    LoggedConfigError,
     RayJobFailed,
     RayJobPermanentError,
     SlurmJobFailed,
     SlurmJobPermanentError,
+    logs_config_errors,
 )
+from llm_bridge.operators.retry_policy import DiagnosisRetryPolicy
 from llm_bridge.ray.client import RayTarget
 from llm_bridge.ray.events import RayEndReason, RayJobEvent
 from llm_bridge.remote.attempt_dir import Outcome, Reason
@@ -116,3 +121,29 @@ def test_a_failed_upload_names_folder_repository_and_worker() -> None:
 @pytest.mark.parametrize("error", [SlurmJobPermanentError, RayJobPermanentError, HubUploadPermanentError])
 def test_airflow_does_not_retry_a_permanent_error(error: type[Exception]) -> None:
     assert issubclass(error, AirflowFailException)
+
+
+def test_a_wrong_setting_is_logged_line_by_line_and_ends_the_task_as_an_exit_that_airflow_does_not_retry(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @logs_config_errors
+    def execute(_: object) -> None:
+        raise ConfigError("form: 2 errors:\n  - nodes: 0\n  - stages: evil")
+
+    # Wrapped twice, as where an operator calls the method of its base class.
+    with pytest.raises(LoggedConfigError, match="2 errors") as error:
+        logs_config_errors(execute)(None)
+    assert [record.message for record in caplog.records] == ["form: 2 errors:", "nodes: 0", "stages: evil"]
+    # Airflow logs every other exception with a traceback.
+    assert isinstance(error.value, SystemExit) and error.value.code == 1
+    assert DiagnosisRetryPolicy().evaluate(error.value, 1, 2).action is RetryAction.FAIL
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    @logs_config_errors
+    def execute() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError) as error:
+        execute()
+    assert not isinstance(error.value, SystemExit)
