@@ -137,7 +137,7 @@ airflow_env() {
 cluster_env() {
     # Not the first `python3` in PATH: it may be below /root, which the jobs' unprivileged user cannot enter.
     make_venv /usr/bin/python3 "$home/cluster-env"
-    pip_install "$home/cluster-env" -r requirements-cluster.txt -c constraints/cluster-cpu.txt \
+    pip_install "$home/cluster-env" -r plugins/llm_bridge/pins/requirements-cluster.txt -c constraints/cluster-cpu.txt \
         ${LLM_BRIDGE_TORCH_INDEX:+--extra-index-url "$LLM_BRIDGE_TORCH_INDEX"}
     # From a copy: the build writes files beside the sources.
     local copy
@@ -152,7 +152,7 @@ environments() {
     local airflow cluster python verl_cpu
     mapfile -t verl_cpu < <(find testing/local_cluster/verl_cpu -name '*.py' -o -name '*.toml' | LC_ALL=C sort)
     airflow=$(fingerprint requirements.txt requirements-dev.txt constraints/airflow.txt)
-    cluster=$(fingerprint requirements-cluster.txt constraints/cluster-cpu.txt "${verl_cpu[@]}")
+    cluster=$(fingerprint plugins/llm_bridge/pins/requirements-cluster.txt constraints/cluster-cpu.txt "${verl_cpu[@]}")
     if ! up_to_date airflow-env "$airflow"; then
         python=$(airflow_python) || fail "no Python 3.11, 3.12 or 3.13 with venv found: install one and set LLM_BRIDGE_PYTHON to it"
         (trap - INT; step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow") &

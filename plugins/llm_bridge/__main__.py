@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "doctor": "check a cluster file end to end, and say what to do",
     "new-cluster": "write a cluster file from what the login node answers",
+    "install-environment": "build the pinned environment of jobs on a cluster",
 }
 
 

@@ -64,10 +64,10 @@ def test_images_install_from_the_same_requirements_and_constraints_as_setup_sh()
     setup = text("setup.sh")
     for name, files in {
         "airflow": ("requirements.txt", "constraints/airflow.txt"),
-        "cluster": ("requirements-cluster.txt", "constraints/cluster-cpu.txt"),
+        "cluster": ("plugins/llm_bridge/pins/requirements-cluster.txt", "constraints/cluster-cpu.txt"),
     }.items():
         for file in files:
-            flag = "-r" if file.startswith("requirements") else "-c"
+            flag = "-r" if "requirements" in file else "-c"
             assert file in copied(name)
             assert re.search(rf"{flag} {re.escape(file)}\b", dockerfile(name)), f"{name} does not use {file}"
             assert re.search(rf"{flag} {re.escape(file)}\b", setup), f"setup.sh does not use {file}"

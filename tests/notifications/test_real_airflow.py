@@ -38,9 +38,7 @@ def posts(received: Posts) -> Posts:
 
 
 @pytest.fixture(scope="module")
-def airflow(
-    received: Posts, fixed: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalAirflow]:
+def airflow(received: Posts, fixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
     tmp_path = tmp_path_factory.mktemp("airflow")
     alerts = {
         "http": {"conn_id": "hook"},

@@ -33,6 +33,8 @@ SEND = """
 import json, subprocess, sys
 from llm_bridge.remote import helpers, node_archive
 from llm_bridge.slurm import batch_script
+from llm_bridge.slurm.environment_build import PINS, pins
+assert all("verl" in pins(engine) for engine in PINS)
 open(sys.argv[1], "wb").write(node_archive.build())
 line = helpers.first_line("check_site", {"workspace": sys.argv[2], "readable": {"/nonexistent/model": "base_model"}})
 done = subprocess.run(helpers.argv("python3"), input=line, stdout=subprocess.PIPE, check=True)

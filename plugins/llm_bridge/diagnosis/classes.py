@@ -113,8 +113,8 @@ CLASSES: dict[str, FailureClass] = {
         "a program, module or Python package is missing on the cluster",
         Action.STOP,
         "it would be missing again",
-        "Correct environment (modules, venv, conda, container) in the cluster file, or install "
-        "requirements-cluster.txt there; then clear the task.",
+        "Correct environment (modules, venv, conda, container) in the cluster file, or build it: "
+        "python -m llm_bridge install-environment CLUSTER; then clear the task.",
     ),
     "bad_config": FailureClass(
         "a setting is wrong",

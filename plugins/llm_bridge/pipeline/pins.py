@@ -1,6 +1,6 @@
 """Versions of the packages that llm-bridge was tested with in jobs, by requirements file.
 
-The files stand at the root of the repository and are in no wheel; ``tests/unit/test_requirements.py`` compares both.
+The files are in ``llm_bridge/pins``; ``tests/unit/test_requirements.py`` compares both.
 """
 
 from __future__ import annotations

@@ -167,6 +167,7 @@ def request_for(plan: Plan, cluster: Cluster) -> CheckRequest:
         hub=hub(plan, cluster),
         workspace_setting=f"workspace in {file_of(cluster)}",
         min_free_gib=cluster.preflight.min_free_gib if cluster.preflight else 0,
+        environment=cluster.environment.venv or cluster.environment.container or "",
     )
 
 

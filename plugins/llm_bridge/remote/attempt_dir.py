@@ -117,6 +117,14 @@ RAY_LOGS = "ray_logs"
 # Result of SFT in a job that starts a Ray cluster afterwards (allocation: shared).
 SFT_DONE = "sft_done.json"
 
+# Process id of a build on the login node (templates/environment.sh.j2).
+BUILD_PID = "build_pid"
+
+# ---- an environment's directory
+
+# Record of an environment that install-environment has built, written last: {"hash", "python", "tool", "built"}.
+ENVIRONMENT = "llm-bridge-environment.json"
+
 # ---- an attempt's directory: written by Airflow's side while it follows the job
 
 # The reap_orphans DAG has seen this job without a DAG run.
@@ -131,6 +139,13 @@ _JOB_ID_LINE = re.compile(r"^[ \t]*([1-9][0-9]{0,9})(?:;\S+)?[ \t\r]*$", re.MULT
 # Slurm's commands refuse a larger number, and with it all other ids of the same call.
 MAX_JOB_ID = 2**31 - 1
 _NUMBER = re.compile(r"\A(?:%s|%s|%s)(\d+)\Z" % (ATTEMPT_PREFIX, RAY_PREFIX, RAY_RESUBMIT_PREFIX))
+
+
+def environment_record(environment: str) -> str:
+    """Return the path of the record of an environment: of a venv in it, of an image (.sif) beside it."""
+    if environment.endswith(".sif"):
+        return environment + JSON_SUFFIX
+    return os.path.join(environment, ENVIRONMENT)
 
 
 def log_lease(try_id: str) -> str:

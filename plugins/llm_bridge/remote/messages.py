@@ -409,6 +409,7 @@ class CheckRequest(NamedTuple):
         workspace_setting: Key and file that set the workspace.
         min_free_gib: Free space in GiB below which the workspace gets a warning.
         quota: Also run the commands that print a quota.
+        environment: Path of the jobs' environment, to name what it was built from; empty for none.
     """
 
     workspace: str
@@ -417,6 +418,7 @@ class CheckRequest(NamedTuple):
     workspace_setting: str = "workspace"
     min_free_gib: float = 0
     quota: bool = False
+    environment: str = ""
 
 
 # Results of a check: an error stops a run, a warning does not.

@@ -7,6 +7,7 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 import jinja2
 
@@ -16,7 +17,7 @@ from llm_bridge.slurm.spec import ResolvedJob
 
 SUFFIX = ".sh.j2"
 # Templates that other templates include or extend, and that of a user's script; not valid as a job's template.
-PARTS = ("batch", "preflight", "ray_job", "ray_step", "script", "sft_step", "step")
+PARTS = ("batch", "environment", "preflight", "ray_job", "ray_step", "script", "sft_step", "step")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ def files(resolved: ResolvedJob, directory: str) -> AttemptFiles:
 def ray_job_wrapper() -> str:
     """Return the script that runs a Ray job's entrypoint and redirects its output to a file of the attempt."""
     return _environment().get_template(f"ray_job{SUFFIX}").render()
+
+
+def render_environment(**variables: Any) -> str:
+    """Return the script that builds an environment.
+
+    Args:
+        **variables: Those that the template names.
+    """
+    return _environment().get_template(f"environment{SUFFIX}").render(**variables)
 
 
 def templates() -> list[str]:

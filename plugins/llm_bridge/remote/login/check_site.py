@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from typing import Any, Dict, List
 
+from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.login import hub_access
 from llm_bridge.remote.messages import (
     ERROR,
@@ -168,6 +169,20 @@ def check_readable(path: str, setting: str) -> Finding:
         return Finding(key, ERROR, detail, "correct the path, or its permissions")
 
 
+def describe_environment(path: str) -> List[Finding]:
+    """Name the hash of an environment that install-environment has built; return nothing for any other one.
+
+    Args:
+        path: The environment, as in the cluster file.
+    """
+    found = attempt_dir.read_json(attempt_dir.environment_record(os.path.realpath(path)))
+    if not isinstance(found, dict) or "hash" not in found:
+        return []
+    built = "environment %s: %s, Python %s, built %s"
+    detail = built % (found["hash"], path, found.get("python"), found.get("built"))
+    return [Finding("environment hash", OK, detail)]
+
+
 def main(request: Dict[str, Any]) -> Any:
     """Run all checks of the request."""
     asked = decode(CheckRequest, request)
@@ -177,4 +192,6 @@ def main(request: Dict[str, Any]) -> Any:
     found += [check_readable(path, setting) for path, setting in asked.readable.items()]
     if asked.hub:
         found += hub_access.check(asked.hub)
+    if asked.environment:
+        found += describe_environment(asked.environment)
     return encode(CheckAnswer(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def test_each_path_that_cannot_be_read_is_a_problem_with_the_key_that_sets_it(tm
         f"c: {tmp_path}/none cannot be read on the login node: No such file or directory. {todo}",
         f"d: /none cannot be read on the login node: No such file or directory. {todo}",
     ]
+
+
+def test_an_environment_that_install_environment_has_built_is_named_with_its_hash(tmp_path: Path) -> None:
+    environment = tmp_path / "llm-1a2b"
+    environment.mkdir()
+    (tmp_path / "llm").symlink_to("llm-1a2b")
+    request = CheckRequest(str(tmp_path), {}, environment=f"{tmp_path}/llm")
+    assert "environment hash" not in check(request)
+    record = {"hash": "1a2b", "python": "3.11", "tool": "uv 1", "built": "2026-11-28T08:00:00Z"}
+    (environment / "llm-bridge-environment.json").write_text(json.dumps(record))
+    found = check(request)["environment hash"].detail
+    assert found == f"environment 1a2b: {tmp_path}/llm, Python 3.11, built 2026-11-28T08:00:00Z"
 
 
 def failing(code: int) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_bridge.remote import attempt_dir
+from llm_bridge.remote.node.common.environment import environment_hash
 from llm_bridge.remote.node.hub.upload_errors import BadInput
 from llm_bridge.version import VERSION
 
@@ -185,6 +186,8 @@ def _origin(run: dict[str, Any], base: str, data: list[dict[str, Any]]) -> str:
         sources = ", ".join(f"{name}{_at(revision)}" for name, revision in entry["sources"].items())
         lines.append((f"Data of {entry['stage']}", f"{sources}{content}"))
     lines.append(("llm-bridge", VERSION))
+    if environment := environment_hash():
+        lines.append(("Environment", f"`{environment}`"))
     for package in PACKAGES:
         try:
             lines.append((package, metadata.version(package)))

@@ -22,6 +22,7 @@ from typing import Any
 
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.attempt_dir import StageResult
+from llm_bridge.remote.node.common.environment import environment_hash
 from llm_bridge.remote.node.common.job_io import (
     JobError,
     Settings,
@@ -397,9 +398,12 @@ def prepare(settings: Settings) -> dict[str, Any]:
     Only where rows that are too long are not kept, the model's tokenizer is needed first.
 
     Returns:
-        ``{"data", "model_path", "skipped"}``; ``data`` as of :func:`data_reports`.
+        ``{"data", "model_path", "skipped"}``, and ``environment``, its hash, where it has one; ``data`` as of
+        :func:`data_reports`.
     """
     skipped: list[str] = []
+    environment = environment_hash()
+    log_line(f"environment {environment or 'without a hash, not built by install-environment'}: {sys.prefix}")
     measured = any(entry["specification"]["too_long"] != "keep" for entry in settings["data"])
     if measured:
         model = prepare_model(settings, skipped)
@@ -415,7 +419,8 @@ def prepare(settings: Settings) -> dict[str, Any]:
         model = prepare_model(settings, skipped)
     tokenizer = check_tokenizer(settings, Path(model))
     check_evaluation(settings)
-    return {"data": data_reports(settings, tokenizer), "model_path": model, "skipped": skipped}
+    found = {"data": data_reports(settings, tokenizer), "model_path": model, "skipped": skipped}
+    return found | ({"environment": environment} if environment else {})
 
 
 def main() -> None:

@@ -52,6 +52,15 @@ def run(tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_the_card_names_the_hash_of_an_environment_that_install_environment_has_built(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert "* Environment: " not in make_card("me/model", run, is_adapter=False)
+    put(tmp_path / attempt_dir.ENVIRONMENT, {"hash": "1a2b3c4d5e6f"})
+    assert "* Environment: `1a2b3c4d5e6f`\n" in make_card("me/model", run, is_adapter=False)
+
+
 def test_the_card_has_the_results_of_the_harness(run: dict[str, Any]) -> None:
     assert "lm-evaluation-harness" not in make_card("me/model", run, is_adapter=False)
     result = Path(run["evaluation"], "attempt-1", attempt_dir.RESULT)
