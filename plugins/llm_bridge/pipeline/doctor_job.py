@@ -15,6 +15,7 @@ from llm_bridge.exceptions import ClusterUnavailable
 from llm_bridge.pipeline import doctor, pins, site_checks
 from llm_bridge.pipeline.doctor import advised
 from llm_bridge.remote.messages import ERROR, OK, SKIPPED, WARNING, Finding
+from llm_bridge.slurm import environment_build
 from llm_bridge.slurm.events import SlurmJobEvent
 from llm_bridge.slurm.submission import SlurmSubmission
 from llm_bridge.task_state import TaskState
@@ -101,13 +102,17 @@ def _all_reduce(found: Mapping[str, Any], nodes: list[str], cluster: Cluster) ->
 def _packages(found: Mapping[str, Any], cluster: Cluster) -> list[Finding]:
     """Compare the packages of the environment with the tested versions."""
     versions, errors = found["versions"], found["import_errors"]
-    file = pins.file_for(versions, cluster.device)
+    engine = pins.engine_of(versions, cluster.device)
+    file = environment_build.PINS[engine]
     where = (
         f"the environment of {site_checks.file_of(cluster)} (Python {found['python']}, {found['executable']})"
     )
-    install = f"install {file} there, or correct environment in the cluster file"
+    install = (
+        f"install {file} there (`python -m llm_bridge install-environment {cluster.name} --engine {engine}`), or "
+        "correct environment in the cluster file"
+    )
     findings = []
-    for name, pin in pins.PINS[file].items():
+    for name, pin in pins.versions(engine).items():
         version = versions.get(name)
         plain = (version or "").partition("+")[0]  # torch 2.13.0+cpu
         if version is None:

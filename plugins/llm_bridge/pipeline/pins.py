@@ -1,45 +1,34 @@
-"""Versions of the packages that llm-bridge was tested with in jobs, by requirements file.
-
-The files are in ``llm_bridge/pins``; ``tests/unit/test_requirements.py`` compares both.
-"""
+"""Versions of the packages that llm-bridge was tested with in jobs, from its requirements files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-PINS: dict[str, dict[str, str]] = {
-    "requirements-cluster.txt": {
-        "torch": "2.13.0",
-        "verl": "0.9.1",
-        "ray": "2.60.0",
-        "transformers": "5.10.4",
-    },
-    "requirements-cluster-vllm.txt": {
-        "torch": "2.11.0",
-        "verl": "0.9.1",
-        "ray": "2.60.0",
-        "transformers": "5.9.0",
-        "vllm": "0.24.0",
-    },
-    "requirements-cluster-sglang.txt": {
-        "torch": "2.11.0",
-        "verl": "0.9.1",
-        "ray": "2.60.0",
-        "transformers": "5.8.1",
-        "sglang": "0.5.13",
-    },
-}
+from llm_bridge.slurm import environment_build
+
+# Packages that the doctor compares; a file has only its own engine's.
+COMPARED = ("torch", "verl", "ray", "transformers", "vllm", "sglang")
+_PIN = re.compile(r"^([\w-]+)(?:\[[\w,-]+\])?==(\S+)", re.MULTILINE)
 
 
-def file_for(installed: Mapping[str, str | None], device: str) -> str:
-    """Return the requirements file that an environment should follow.
+def versions(engine: str) -> dict[str, str]:
+    """Return package -> tested version, of the compared packages.
+
+    Args:
+        engine: Key of ``environment_build.PINS``.
+    """
+    found = dict(_PIN.findall(environment_build.pins(engine)))
+    return {name: found[name] for name in COMPARED if name in found}
+
+
+def engine_of(installed: Mapping[str, str | None], device: str) -> str:
+    """Return the engine whose requirements file an environment should follow.
 
     Args:
         installed: Package -> version; None for one that is not installed.
         device: Kind of device that trainings run on; ``cuda`` needs a rollout engine.
     """
     if installed.get("sglang"):
-        return "requirements-cluster-sglang.txt"
-    if installed.get("vllm") or device == "cuda":
-        return "requirements-cluster-vllm.txt"
-    return "requirements-cluster.txt"
+        return "sglang"
+    return "vllm" if installed.get("vllm") or device == "cuda" else "cpu"

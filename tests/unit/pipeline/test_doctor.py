@@ -128,9 +128,7 @@ def test_a_package_that_is_missing_or_cannot_be_imported_names_the_file_to_insta
         torch.result == ERROR
         and "include/clusters/local.yaml (Python 3.11.2, /env/bin/python)" in torch.detail
     )
-    assert (
-        torch.action == "install requirements-cluster.txt there, or correct environment in the cluster file"
-    )
+    assert "python -m llm_bridge install-environment local --engine cpu" in torch.action
     assert verl.result == ERROR and "No module named x" in verl.detail
     assert ray.result == WARNING and "was tested with 2.60.0" in ray.detail and "ray==2.60.0" in ray.action
     assert of(findings, "all-reduce") == ("all-reduce", SKIPPED, "because torch is not installed", "")
@@ -140,7 +138,7 @@ def test_gpus_need_a_rollout_engine(include: Path) -> None:
     edit(include / "clusters" / "local.yaml", device="cuda")
     findings = doctor_job.succeeded("7", RESULT, load_cluster("local"))
     assert of(findings, "package vllm").result == WARNING
-    assert pins.file_for({"sglang": "0.5.13"}, "cuda") == "requirements-cluster-sglang.txt"
+    assert pins.engine_of({"sglang": "0.5.13"}, "cuda") == "sglang"
 
 
 def test_problems_of_nodes_are_errors_with_their_names(include: Path) -> None:
