@@ -234,7 +234,7 @@ class Cluster(SlurmDefaults):
     hub: HubSettings = HubSettings()
     wandb_conn_id: Text | None = None
     poll_seconds: float = Field(
-        default=20, ge=0.5, le=600, description="interval of squeue, one for all jobs"
+        default=30, ge=0.5, le=600, description="interval of squeue, one for all jobs"
     )
     rpc_budget: RpcBudget | None = None
     hang_minutes: Minutes | None = Field(

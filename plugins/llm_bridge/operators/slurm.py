@@ -81,7 +81,8 @@ class SlurmSubmitOperator(ClusterOperator):
 
     Returns:
         ``{"job_id", "cluster", "directory", "state", "queue_s", "run_s", "result"}``; ``result`` is the content of
-        ``$ATTEMPT_DIR/result.json`` if the job wrote it; ``queue_s`` and ``run_s`` are seconds.
+        ``$ATTEMPT_DIR/result.json`` if the job wrote it; ``queue_s`` and ``run_s`` are seconds, ``queue_s`` is None if
+        Slurm never answered while the job was followed.
 
     Raises:
         ConfigError: A value is wrong, or Slurm refuses the job; nothing was submitted, and no retry follows.
@@ -231,7 +232,7 @@ class SlurmSubmitOperator(ClusterOperator):
             "cluster": ended.cluster,
             "directory": ended.directory,
             "state": info.state if info else "RUNNING",
-            "queue_s": round(info.queue_seconds, 1) if info else None,
+            "queue_s": round(info.queue_seconds, 1) if info and info.submitted else None,
             "run_s": round(info.run_seconds, 1) if info else None,
             "result": ended.result,
         }

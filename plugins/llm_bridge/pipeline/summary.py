@@ -148,7 +148,8 @@ class SummaryOperator(ClusterOperator):
                 if not job:
                     continue
                 info = found.get(job["job_id"])
-                if not info or not info.belongs_to(job["directory"]):
+                # A job that has completed its work may still end in Slurm (an epilog): it is not left over.
+                if not info or not info.belongs_to(job["directory"]) or info.phase is not Phase.ENDED:
                     info = await client.look_up(**job)
                 if info:
                     known[task] = info

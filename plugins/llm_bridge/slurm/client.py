@@ -25,7 +25,7 @@ from llm_bridge.exceptions import (
     WorkspaceNotWritable,
 )
 from llm_bridge.remote import attempt_dir, helpers, messages
-from llm_bridge.remote.attempt_dir import Outcome
+from llm_bridge.remote.attempt_dir import Outcome, Started
 from llm_bridge.remote.messages import (
     ActiveAnswer,
     ActiveJob,
@@ -413,19 +413,22 @@ class SlurmClient:
         return found
 
     async def look_up(self, job_id: str, directory: str) -> JobInfo | None:
-        """Return the state of one job: from Slurm or, if Slurm has forgotten it, from its outcome file.
+        """Return the state of one job: from Slurm, unless its outcome file says that it has completed its work.
 
         Args:
             job_id: The job.
             directory: Its attempt's directory.
         """
         known = (await self.find([job_id], directories={job_id: directory})).get(job_id)
-        if known and (known.phase is not Phase.ENDED or known.meaning.good):
+        if known and known.meaning.good:
             return known
         outcome = attempt_dir.parse(Outcome, await self.read_json(f"{directory}/{attempt_dir.OUTCOME}"))
-        if known:
-            return prefer_job_outcome(known, outcome)
-        return from_outcome(job_id, outcome) if outcome else None
+        if not known:
+            return from_outcome(job_id, outcome) if outcome else None
+        if not outcome:
+            return known
+        started = attempt_dir.parse(Started, await self.read_json(f"{directory}/{attempt_dir.STARTED}"))
+        return prefer_job_outcome(known, outcome, started)
 
     async def accounting(self, job_id: str, *, ended: bool, directory: str = "") -> Accounting | None:
         """Return a job's accounting record; None if the site has no accounting, or it is unavailable.

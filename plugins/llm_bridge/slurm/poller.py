@@ -1,8 +1,9 @@
 """Poll all jobs of a cluster that this process waits for: N waiting tasks cost one query, not N.
 
 Output and outcomes of jobs are read from files, with one request to one session on the login node
-(``remote/login/poll_jobs.py``), which never calls slurmctld. ``squeue`` runs less often, once for all jobs, and reports
-the states that no file contains: pending, node lost, cancelled, requeued.
+(``remote/login/poll_jobs.py``), which never calls slurmctld. A job whose outcome file has exit code 0 has ended: Slurm
+is not asked about it. ``squeue`` runs less often, once for all jobs, and reports the states that no file contains:
+pending, node lost, cancelled, requeued, and why a job failed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import LoginNodeUnreachable, RateLimitExceeded, SlurmUnavailable
 from llm_bridge.remote import attempt_dir
-from llm_bridge.remote.attempt_dir import Outcome
+from llm_bridge.remote.attempt_dir import Outcome, Started
 from llm_bridge.remote.messages import (
     JobNews,
     JobQuery,
@@ -35,7 +36,7 @@ from llm_bridge.remote.transport import Session
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.events import EndReason
 from llm_bridge.slurm.rate_limit import OutputRateLimiter
-from llm_bridge.slurm.status import UNLISTED, JobInfo, Phase, from_outcome, is_job_id, prefer_job_outcome
+from llm_bridge.slurm.status import UNLISTED, JobInfo, Phase, from_outcome, is_job_id, succeeded
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,10 @@ POLL_INTERVAL_SECONDS = 1.0
 POLL_DUTY_FACTOR = 5
 # Interval of reading measures (metrics.jsonl, the use of GPUs), unless more can be read at once.
 MEASURES_INTERVAL_SECONDS = 5.0
-# Interval of squeue after a submission or an outcome file, in place of poll_seconds, and how long it applies.
+# Interval of squeue after a failure or a submission, in place of poll_seconds, and how long it applies. squeue costs
+# slurmctld two requests: with many jobs some are always new, so the interval for these grows with the number of jobs.
 FAST_POLL_INTERVAL_SECONDS = 3.0
+FAST_POLL_SECONDS_PER_JOB = 0.1
 FAST_POLL_WINDOW_SECONDS = 30.0
 # Timeout after which a job is lost that neither slurmctld nor accounting knows, and that left no outcome file. It
 # starts again whenever the job's output grows.
@@ -74,6 +77,9 @@ HELD = "launch failed requeued held"
 MAX_RELEASES = 5
 # Number of calls of the site's rate limit that polling leaves to submissions and cancels.
 RESERVE = 5
+
+# Files that are read once the job has ended, in addition to those that are followed.
+LAST_FILES = (attempt_dir.STARTED, attempt_dir.RESULT, attempt_dir.REASON)
 
 Resume = Callable[[dict[str, Any] | None], Awaitable[int]]
 OnPoll = Callable[[int], None]
@@ -126,6 +132,8 @@ class JobPoll:
     lease_acquired: bool = False
     lease_lost_since: float | None = None
     info: JobInfo | None = None
+    # Epoch seconds of the submission, if Slurm has reported the job.
+    submitted: float | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unknown_since: float | None = None
     # The state in accounting of a job that slurmctld does not list, if that state is not final.
@@ -152,6 +160,31 @@ class JobPoll:
             self.inner_end.is_set() or bool(self.seen.get(attempt_dir.OUTCOME))
         )
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """The job's outcome file, if it has one."""
+        outcome: Outcome | None = attempt_dir.parse(Outcome, self.seen.get(attempt_dir.OUTCOME))
+        return outcome
+
+    @property
+    def succeeded(self) -> bool:
+        """True if the job has written exit code 0: Slurm may run it again, but it does no more work then."""
+        return self.inner_end is None and self.outcome is not None and self.outcome.exit_code == 0
+
+    def success(self, end: JobUpdate) -> JobUpdate:
+        """Return the last update of a job that has succeeded, after the last query.
+
+        Args:
+            end: The end as Slurm reports it; without ``info`` if Slurm was not asked.
+        """
+        assert self.outcome
+        started = attempt_dir.parse(Started, self.seen.get(attempt_dir.STARTED))
+        notice = ""
+        if end.info and not end.info.meaning.good:
+            notice = f"Slurm reports {end.info.state}, but the job had completed its work before"
+        info = succeeded(self.job_id, self.outcome, started, self.submitted)
+        return JobUpdate(info=info, notice=notice, end=EndReason.ENDED)
+
     def is_late(self) -> bool:
         """Return true while the files of a job that succeeded are waited for."""
         if self.inner_end is not None or self.seen.get(attempt_dir.OUTCOME):
@@ -173,7 +206,7 @@ class JobPoll:
         return JobQuery(
             key,
             self.directory,
-            [*self.files, attempt_dir.RESULT, attempt_dir.REASON] if final else list(self.files),
+            [*self.files, *LAST_FILES] if final else list(self.files),
             log_query,
             self.lease,
             acquire=self.lease is not None and not self.lease_acquired,
@@ -344,10 +377,8 @@ class ClusterPoller:
                 job.queue.put_nowait(JobUpdate(lease_acquired=True, current_lease=news.current_lease))
             if update.log or update.skipped or update.files or update.measures:
                 job.queue.put_nowait(update)
-        ended = {
-            job: JobUpdate(end=EndReason.ENDED) for job in jobs.values() if job.inner_ended and job.settled
-        }
-        await self._finish(session, ended)
+        ended = {job for job in jobs.values() if job.settled and (job.inner_ended or job.succeeded)}
+        await self._finish(session, dict.fromkeys(ended, JobUpdate(end=EndReason.ENDED)))
         running = [job for job in jobs.values() if job not in ended]
         if running and self._squeue_due(running):
             states = await self._states(client, sorted({job.job_id for job in running}))
@@ -357,14 +388,12 @@ class ClusterPoller:
     def _squeue_due(self, jobs: list[JobPoll]) -> bool:
         """Return true if squeue is due."""
         now = time.monotonic()
-        soon = any(
-            now < job.fast_poll_until
-            and (job.info is None or job.seen.get(attempt_dir.OUTCOME) or job.unknown_since)
-            for job in jobs
-        )
-        gap = (
-            min(self.cluster.poll_seconds, FAST_POLL_INTERVAL_SECONDS) if soon else self.cluster.poll_seconds
-        )
+        gap = self.cluster.poll_seconds
+        recent = [job for job in jobs if now < job.fast_poll_until]
+        if any(job.seen.get(attempt_dir.OUTCOME) or job.unknown_since for job in recent):
+            gap = min(gap, FAST_POLL_INTERVAL_SECONDS)
+        elif any(job.info is None for job in recent):
+            gap = min(gap, max(FAST_POLL_INTERVAL_SECONDS, FAST_POLL_SECONDS_PER_JOB * len(jobs)))
         return now - self._asked >= max(gap, self._slurm_pause)
 
     async def _states(self, client: SlurmClient, job_ids: list[str]) -> dict[str, JobInfo] | None:
@@ -425,6 +454,7 @@ class ClusterPoller:
                 job.queue.put_nowait(JobUpdate(info=info))
             if info:
                 job.info, job.unknown_since, job.accounted = info, None, ""
+                job.submitted = job.submitted or time.time() - info.waited
             elif job.unknown_since is None:
                 job.unknown_since = time.monotonic()
                 job.fast_poll_until = job.unknown_since + FAST_POLL_WINDOW_SECONDS
@@ -445,27 +475,23 @@ class ClusterPoller:
                     del waiting[news.id]
         for job, end in over.items():
             self._jobs.discard(job)
-            job.queue.put_nowait(end)
+            job.queue.put_nowait(job.success(end) if job.succeeded else end)
 
     @staticmethod
     def _end(job: JobPoll, info: JobInfo | None) -> JobUpdate | None:
         """Return the last update if the job has ended: by Slurm's state or, once forgotten, by its outcome file."""
-        outcome = attempt_dir.parse(Outcome, job.seen.get(attempt_dir.OUTCOME))
         if info:
             if info.phase is not Phase.ENDED or (info.meaning.good and job.is_late()):
                 return None
-            final = prefer_job_outcome(info, outcome)
             notice = ""
-            if final != info:
-                notice = f"Slurm reports {info.state}, but the job had completed its work before"
-            elif info.meaning.good and job.late_since and not outcome and job.inner_end is None:
+            if info.meaning.good and job.late_since and not job.outcome:
                 notice = (
                     f"the job's outcome file is not visible on the login node {LATE_FILES_SECONDS:.0f} s after the "
                     "job's end; its result may be missing, too"
                 )
-            return JobUpdate(info=final, notice=notice, end=EndReason.ENDED)
-        if outcome:
-            return JobUpdate(info=from_outcome(job.job_id, outcome), end=EndReason.ENDED)
+            return JobUpdate(info=info, notice=notice, end=EndReason.ENDED)
+        if job.outcome:
+            return JobUpdate(info=from_outcome(job.job_id, job.outcome), end=EndReason.ENDED)
         silent = time.monotonic() - job.unknown_since if job.unknown_since else 0.0
         if job.id_reused and silent > REQUEUE_GRACE_SECONDS:
             return JobUpdate(

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
 
-from llm_bridge.remote.attempt_dir import MAX_JOB_ID, Outcome
+from llm_bridge.remote.attempt_dir import MAX_JOB_ID, Outcome, Started
 
 
 class Phase(Enum):
@@ -145,8 +145,8 @@ class JobInfo:
 
     @property
     def queue_seconds(self) -> float:
-        """Seconds between submission and start; 0 before the start."""
-        return max(0.0, self.started - self.submitted) if self.started else 0.0
+        """Seconds between submission and start; 0 before the start, and without the time of the submission."""
+        return max(0.0, self.started - self.submitted) if self.started and self.submitted else 0.0
 
     @property
     def run_seconds(self) -> float:
@@ -196,21 +196,47 @@ def from_outcome(job_id: str, outcome: Outcome) -> JobInfo:
     )
 
 
-# Final states that a job may get although it had completed its work: its node failed, or it was cancelled, right after.
-# FAILED and OUT_OF_MEMORY are not among them: the job itself causes them.
-_POSSIBLE_AFTER_SUCCESS = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT", "DEADLINE", "CANCELLED"}
-
-
-def prefer_job_outcome(info: JobInfo, outcome: Outcome | None) -> JobInfo:
-    """Return a job's final state; if Slurm and the job itself differ, completed work counts.
+def succeeded(
+    job_id: str, outcome: Outcome, started: Started | None, submitted: float | None = None
+) -> JobInfo:
+    """Return the final state of a job that wrote exit code 0, from its own files.
 
     Args:
-        info: The final state in Slurm.
-        outcome: The job's outcome file, if any; a job that Slurm runs again removes the old one first.
+        job_id: Its id.
+        outcome: Its outcome file.
+        started: Its file about its start, if it can be read.
+        submitted: Epoch seconds of its submission; None if unknown.
     """
-    if outcome and not outcome.exit_code and info.state.split(" ")[0].rstrip("+") in _POSSIBLE_AFTER_SUCCESS:
-        return replace(info, state="COMPLETED", exit_code=0, signal=0)
-    return info
+    info = from_outcome(job_id, outcome)
+    if not started:
+        return info
+    return replace(
+        info,
+        nodes=started.nodes,
+        submitted=min(submitted, started.started) if submitted else 0,
+        started=started.started,
+        restarts=outcome.restarts,
+    )
+
+
+def prefer_job_outcome(info: JobInfo, outcome: Outcome | None, started: Started | None = None) -> JobInfo:
+    """Return a job's state; if Slurm and the job itself differ, completed work counts.
+
+    Slurm may report a job as running for minutes after its work (an epilog), and as failed or cancelled because of what
+    happened to its nodes or its remaining processes.
+
+    Args:
+        info: The state in Slurm.
+        outcome: The job's outcome file, if any; a job that Slurm runs again removes the old one first.
+        started: Its file about its start, if it can be read.
+    """
+    if info.meaning.good or not outcome or outcome.exit_code:
+        return info
+    ended = info.ended
+    if info.phase is not Phase.ENDED:
+        # Slurm's times and the job's have different clocks.
+        ended = info.started + (outcome.ended - started.started if started else 0)
+    return replace(info, state="COMPLETED", reason="", exit_code=0, signal=0, ended=ended)
 
 
 def _epoch(text: str) -> float:

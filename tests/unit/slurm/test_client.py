@@ -133,6 +133,18 @@ async def test_a_job_that_slurm_has_forgotten_is_judged_by_its_outcome_file(
     assert login.called("cat")[-1][-1] == f"/w/a/{attempt_dir.OUTCOME}"
 
 
+async def test_a_job_that_slurm_still_ends_is_looked_up_as_completed_if_it_wrote_exit_code_0(
+    slurm: SlurmClient, login: LoginNode
+) -> None:
+    login.answers["squeue"] = Completed(0, squeue("7", "COMPLETING", "/w/a"), "")
+    login.answers["cat"] = Completed(0, json.dumps({"exit_code": 1, "ended": 2.0}), "")
+    info = await slurm.look_up("7", "/w/a")
+    assert info and info.state == "COMPLETING", "Slurm may run it again"
+    login.answers["cat"] = Completed(0, json.dumps({"exit_code": 0, "ended": 2.0}), "")
+    info = await slurm.look_up("7", "/w/a")
+    assert info and info.meaning.good and info.phase is Phase.ENDED
+
+
 async def test_a_job_in_another_directory_is_not_the_one_that_is_looked_up(
     slurm: SlurmClient, login: LoginNode
 ) -> None:

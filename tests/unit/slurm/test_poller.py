@@ -7,13 +7,16 @@ import base64
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_bridge.config.loader import load_cluster
 from llm_bridge.remote import attempt_dir
-from llm_bridge.remote.messages import JobNews, PollAnswer, encode
+from llm_bridge.remote.attempt_dir import Outcome, Started
+from llm_bridge.remote.login import poll_jobs
+from llm_bridge.remote.messages import JobNews, PollAnswer, PollRequest, decode, encode
 from llm_bridge.slurm import poller
 from llm_bridge.slurm.events import EndReason
 from llm_bridge.slurm.poller import ClusterPoller, JobPoll
@@ -102,9 +105,8 @@ def test_the_last_query_reads_result_and_reason_and_removes_the_secrets(follower
 @pytest.mark.parametrize(
     ("info", "outcome", "state"),
     [
-        (JobInfo("7", "RUNNING"), {"exit_code": 0, "ended": 1.0}, None),
+        (JobInfo("7", "RUNNING"), {"exit_code": 3, "ended": 1.0}, None),
         (JobInfo("7", "FAILED"), None, "FAILED"),
-        (JobInfo("7", "NODE_FAIL"), {"exit_code": 0, "ended": 1.0}, "COMPLETED"),
         (None, {"exit_code": 3, "ended": 1.0}, "FAILED"),
         (None, None, None),
     ],
@@ -154,6 +156,133 @@ def test_a_job_whose_id_slurm_gave_to_another_one_is_lost_after_the_grace_time(f
     follower.unknown_since = time.monotonic() - poller.REQUEUE_GRACE_SECONDS - 1
     end = ClusterPoller._end(follower, None)
     assert end and end.end is EndReason.FORGOTTEN and "another job has its id" in end.notice
+
+
+class Login:
+    """Stands for the session on the login node and for Slurm: reads real files, and counts what Slurm is asked."""
+
+    def __init__(self, **states: str) -> None:
+        self.states, self.requests, self.questions = states, 0, 0
+
+    async def ask(self, line: bytes) -> bytes:
+        self.requests += 1
+        request = decode(PollRequest, json.loads(line))
+        return json.dumps(encode(PollAnswer([poll_jobs.poll(job) for job in request.jobs]))).encode()
+
+    async def find(self, job_ids: list[str], **options: Any) -> dict[str, JobInfo]:
+        self.questions += 1
+        return {job_id: JobInfo(job_id, self.states.get(f"j{job_id}", "RUNNING")) for job_id in job_ids}
+
+
+@pytest.fixture
+def cluster_poller() -> ClusterPoller:
+    return ClusterPoller(load_cluster("local").model_copy(update={"poll_seconds": 30.0}))
+
+
+def follow(cluster_poller: ClusterPoller, folder: Path, number: int, **options: Any) -> JobPoll:
+    """Follow job ``number``, whose attempt's directory is made in ``folder``."""
+    (folder / str(number)).mkdir()
+    job = JobPoll(str(number), str(folder / str(number)), (attempt_dir.OUTCOME,), None, **options)
+    job.offset = 0
+    cluster_poller._jobs.add(job)
+    return job
+
+
+def end(job: JobPoll, code: int) -> None:
+    folder = Path(job.directory)
+    attempt_dir.write_json(str(folder / attempt_dir.STARTED), Started(job.job_id, 100.0, "n1"))
+    attempt_dir.write_json(str(folder / attempt_dir.OUTCOME), Outcome(code, 130.5, restarts=1))
+
+
+def updates(job: JobPoll) -> list[poller.JobUpdate]:
+    return [job.queue.get_nowait() for _ in range(job.queue.qsize())]
+
+
+async def test_jobs_that_end_well_are_no_reason_to_ask_slurm(
+    cluster_poller: ClusterPoller, tmp_path: Path
+) -> None:
+    login: Any = Login()
+    jobs = [follow(cluster_poller, tmp_path, n) for n in range(1, 101)]
+    await cluster_poller._poll(login, login)
+    assert login.questions == 1
+    for job in jobs:
+        end(job, 0)
+        if int(job.job_id) % 10 == 0:
+            await cluster_poller._poll(login, login)
+    assert (login.questions, login.requests) == (1, 1 + 2 * 10), "two requests for those that have ended"
+    assert not cluster_poller._jobs and all(updates(job)[-1].end is EndReason.ENDED for job in jobs)
+
+
+async def test_a_job_that_wrote_exit_code_0_ends_at_once_with_its_own_times_and_nodes(
+    cluster_poller: ClusterPoller, tmp_path: Path
+) -> None:
+    login: Any = Login(j7="PENDING")
+    job = follow(cluster_poller, tmp_path, 7)
+    await cluster_poller._poll(login, login)
+    job.submitted = 60.0
+    end(job, 0)
+    (tmp_path / "7" / attempt_dir.OUTPUT).write_text("the last line without an end")
+    (tmp_path / "7" / attempt_dir.RESULT).write_text('{"answer": 42}')
+    await cluster_poller._poll(login, login)
+    *_, last, ended = updates(job)
+    assert last.log == b"the last line without an end" and last.files[attempt_dir.RESULT] == {"answer": 42}
+    info = ended.info
+    assert info and (info.state, info.nodes, info.restarts) == ("COMPLETED", "n1", 1)
+    assert (info.queue_seconds, info.run_seconds) == (40, 30.5)
+    assert not ended.notice and login.questions == 1
+
+
+async def test_slurm_is_asked_soon_why_a_job_failed(cluster_poller: ClusterPoller, tmp_path: Path) -> None:
+    login: Any = Login()
+    job, other = follow(cluster_poller, tmp_path, 7), follow(cluster_poller, tmp_path, 8)
+    await cluster_poller._poll(login, login)
+    end(job, 143)
+    login.states["j7"] = "PREEMPTED"
+    cluster_poller._asked -= poller.FAST_POLL_INTERVAL_SECONDS
+    await cluster_poller._poll(login, login)
+    ended = updates(job)[-1]
+    assert login.questions == 2 and ended.info and ended.info.state == "PREEMPTED"
+    assert cluster_poller._jobs == {other}
+
+
+async def test_the_slurm_job_of_a_ray_job_that_succeeded_goes_on(
+    cluster_poller: ClusterPoller, tmp_path: Path
+) -> None:
+    login: Any = Login()
+    cluster_job = follow(cluster_poller, tmp_path, 7)
+    inner = follow(cluster_poller, tmp_path, 8, inner_end=asyncio.Event())
+    end(inner, 0)
+    await cluster_poller._poll(login, login)
+    assert cluster_poller._jobs == {cluster_job}
+    assert not inner.succeeded and updates(inner)[-1] == poller.JobUpdate(end=EndReason.ENDED)
+
+
+async def test_work_that_a_job_completed_before_slurm_ended_it_counts(
+    cluster_poller: ClusterPoller, tmp_path: Path
+) -> None:
+    """The outcome file becomes visible between the poll of the files and squeue."""
+
+    class Late(Login):
+        async def find(self, job_ids: list[str], **options: Any) -> dict[str, JobInfo]:
+            end(job, 0)
+            return await super().find(job_ids)
+
+    login: Any = Late(j7="NODE_FAIL")
+    job = follow(cluster_poller, tmp_path, 7)
+    await cluster_poller._poll(login, login)
+    ended = updates(job)[-1]
+    assert ended.info and ended.info.meaning.good and "Slurm reports NODE_FAIL" in ended.notice
+
+
+async def test_with_many_jobs_a_new_one_is_no_reason_for_a_squeue_every_few_seconds(
+    cluster_poller: ClusterPoller, tmp_path: Path
+) -> None:
+    few = [follow(cluster_poller, tmp_path, n) for n in range(1, 11)]
+    cluster_poller._asked = time.monotonic() - poller.FAST_POLL_INTERVAL_SECONDS
+    assert cluster_poller._squeue_due(few)
+    assert not cluster_poller._squeue_due(few * 20)
+    few[0].seen[attempt_dir.OUTCOME] = {"exit_code": 1, "ended": 1.0}
+    assert cluster_poller._squeue_due(few * 20)
 
 
 async def test_all_tasks_of_one_event_loop_share_the_poller_of_a_cluster() -> None:

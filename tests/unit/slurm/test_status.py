@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_bridge.exceptions import ConfigError
-from llm_bridge.remote.attempt_dir import Outcome
+from llm_bridge.remote.attempt_dir import Outcome, Started
 from llm_bridge.sensors.slurm import SlurmJobSensor
 from llm_bridge.slurm.status import (
     JobInfo,
@@ -15,6 +15,7 @@ from llm_bridge.slurm.status import (
     is_job_id,
     prefer_job_outcome,
     state_of,
+    succeeded,
 )
 
 
@@ -59,8 +60,28 @@ def test_completed_work_counts_whatever_happened_to_the_job_afterwards() -> None
     assert prefer_job_outcome(lost, done).state == "COMPLETED"
     assert prefer_job_outcome(JobInfo("7", "CANCELLED by 1001"), done).meaning.good
     assert prefer_job_outcome(lost, failed) == prefer_job_outcome(lost, None) == lost
-    killed = JobInfo("7", "OUT_OF_MEMORY")
-    assert prefer_job_outcome(killed, done) == killed, "the job itself caused this state"
+    assert prefer_job_outcome(JobInfo("7", "OUT_OF_MEMORY"), done).meaning.good, (
+        "of a process that was not needed"
+    )
+
+
+def test_a_job_that_slurm_still_ends_has_completed_its_work_if_it_wrote_exit_code_0() -> None:
+    ending = JobInfo("7", "COMPLETING", submitted=10, started=20, ended=9999)
+    started = Started("7", 1020.0, "n1")
+    info = prefer_job_outcome(ending, Outcome(exit_code=0, ended=1025.0), started)
+    assert (info.state, info.queue_seconds, info.run_seconds) == ("COMPLETED", 10, 5)
+    assert prefer_job_outcome(ending, Outcome(exit_code=0, ended=1025.0)).run_seconds == 0
+
+
+def test_the_end_of_a_job_that_slurm_was_not_asked_about_is_in_its_own_files() -> None:
+    done, started = Outcome(exit_code=0, ended=1025.0, restarts=2), Started("7", 1020.0, "n[1-2]")
+    info = succeeded("7", done, started, submitted=1010.0)
+    assert (info.state, info.nodes, info.restarts) == ("COMPLETED", "n[1-2]", 2)
+    assert (info.queue_seconds, info.run_seconds) == (10, 5)
+    assert succeeded("7", done, started, submitted=1030.0).queue_seconds == 0, "clocks differ"
+    unknown = succeeded("7", done, started)
+    assert (unknown.queue_seconds, unknown.submitted, unknown.run_seconds) == (0, 0, 5)
+    assert succeeded("7", done, None).run_seconds == 0
 
 
 @pytest.mark.parametrize("value", ["", "0", "1,2", "1.0", "12;cluster", "2147483648", "\uff11", None, 12])

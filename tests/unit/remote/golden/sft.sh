@@ -129,6 +129,8 @@ on_exit() {
     # the poller once the job has ended, by the helper that closes the attempt, or by the next attempt.
     if [ "$code" -lt 128 ]; then rm -rf "$ATTEMPT_DIR/secrets"; fi
     if [ "$code" -eq 0 ]; then publish_result . ../stage_result.json; fi
+    # Once the outcome is visible the output is read for the last time: NFS may hold back what is not synced.
+    dd if=/dev/null of=output.log conv=notrunc,nocreat,fsync 2> /dev/null || true
     write_outcome "$code" .
     kill -KILL "$beating" 2> /dev/null || true
     rm -f "$heartbeat"
