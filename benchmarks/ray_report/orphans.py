@@ -56,8 +56,8 @@ async def _submit(stage: str) -> str:
     job = SlurmJob(cluster=SITE, script="#!/bin/bash\nsleep 600\n", directory=stage)
     owner = {"dag_id": "report", "run_id": "over", "task_id": "t", "map_index": -1}
     site = load_cluster(SITE)
-    async with connect(site) as transport:
-        answer = await SlurmClient(site, transport).submit(
+    async with connect(site) as login:
+        answer = await SlurmClient(site, login.transport).submit(
             job.resolve(site), f"{stage}/attempt-1", KEY, owner, {}
         )
     return answer.job_id

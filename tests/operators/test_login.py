@@ -26,8 +26,8 @@ def cluster(site: dict[str, Any]) -> Cluster:
 
 def run(cluster: Cluster, *argv: str, stdin: bytes = b"", timeout: float = 20) -> Any:
     async def once() -> Any:
-        async with connect(cluster) as transport:
-            return await transport.run(argv, stdin=stdin, timeout=timeout)
+        async with connect(cluster) as login:
+            return await login.transport.run(argv, stdin=stdin, timeout=timeout)
 
     return asyncio.run(once())
 
@@ -58,8 +58,8 @@ def test_thirty_commands_at_once_share_one_connection(cluster: Cluster) -> None:
     """Sshd's MaxSessions is 10."""
 
     async def many() -> Any:
-        async with connect(cluster) as transport:
-            return await asyncio.gather(*(transport.run(["echo", str(i)]) for i in range(30)))
+        async with connect(cluster) as login:
+            return await asyncio.gather(*(login.transport.run(["echo", str(i)]) for i in range(30)))
 
     assert [done.stdout.strip() for done in asyncio.run(many())] == [str(i) for i in range(30)]
 

@@ -21,6 +21,7 @@ from llm_bridge.operators.slurm import SlurmCancelOperator
 from llm_bridge.ray.client import RayTarget, ray_client
 from llm_bridge.ray.events import RayEndReason, RayJobEvent
 from llm_bridge.ray.spec import RayJob
+from llm_bridge.remote.ssh_transport import SshTransport
 from llm_bridge.sensors.ray import RayJobSensor
 from llm_bridge.slurm.spec import Resources, SlurmJob
 from llm_bridge.triggers.ray import RayJobTrigger
@@ -102,6 +103,28 @@ def test_its_output_is_in_the_log_within_two_seconds(
     ]
     # The first lines may have been written before the first poll.
     assert len(late) == 8 and median(late) < 2, late
+
+
+def test_a_submission_takes_one_connection_and_one_python_on_the_login_node(
+    new_task: Any, ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    log_in, session = SshTransport._log_in, SshTransport.session
+
+    def counted_login(self: Any, hook: Any) -> Any:
+        started.append("login")
+        return log_in(self, hook)
+
+    def counted_session(self: Any, argv: Any) -> Any:
+        started.append("session")
+        return session(self, argv)
+
+    monkeypatch.setattr(SshTransport, "_log_in", counted_login)
+    monkeypatch.setattr(SshTransport, "session", counted_session)
+    task = new_task("ray-counted")
+    submitted = submit(task, ray, "true")
+    assert sorted(started) == ["login", "session"]
+    wait(task, submitted)
 
 
 def test_arguments_reach_the_entrypoint_as_data(new_task: Any, ray: dict[str, Any], logged: Any) -> None:

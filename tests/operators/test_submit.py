@@ -20,6 +20,7 @@ from llm_bridge.sensors.slurm import SlurmJobSensor
 from llm_bridge.slurm import poller
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.events import EndReason, SlurmJobEvent
+from llm_bridge.slurm.spec import Resources, SlurmJob
 from llm_bridge.slurm.status import Phase
 from llm_bridge.triggers.reachability import ClusterReachableTrigger
 from testing.waiting import until
@@ -205,6 +206,52 @@ def test_many_waiting_tasks_cost_one_command_a_tick(new_task: Any, monkeypatch: 
     assert len(events) == 10 and all(event.succeeded for event in events)
     # The ends come within a few seconds; waiting costs the same for one and for ten.
     assert commands.count("squeue") <= 12 and set(commands) == {"squeue"}
+
+
+def test_forty_submissions_at_once_take_one_connection_and_one_python(
+    slurm: Any, new_task: Any, jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as sshd's MaxStartups and MaxSessions refuse."""
+    started: list[str] = []
+
+    def counted(name: str) -> Any:
+        original = getattr(SshTransport, name)
+
+        def counting(self: Any, *arguments: Any, **options: Any) -> Any:
+            started.append(name)
+            return original(self, *arguments, **options)
+
+        return counting
+
+    for name in ("_log_in", "session", "run"):
+        monkeypatch.setattr(SshTransport, name, counted(name))
+    run = f"many-{time.time_ns()}"
+    job = SlurmJob(
+        cluster="test",
+        directory=f"{slurm.workspace}/{run}",
+        script="#!/bin/bash\ntrue\n",
+        resources=Resources(options={"begin": "now+1hour"}),
+    )
+    keys = [f"llmb-{run}-{n}" for n in range(40)]
+
+    async def submit_all() -> list[str]:
+        async with open_client("test") as client:
+            resolved = job.resolve(client.cluster)
+            owner = {"dag_id": "d", "run_id": run, "task_id": "t", "map_index": -1}
+            return [
+                answer.job_id
+                for answer in await asyncio.gather(
+                    *(
+                        client.submit(resolved, f"{job.directory}/{key}/attempt-1", key, owner, {})
+                        for key in keys
+                    )
+                )
+            ]
+
+    ids = asyncio.run(submit_all())
+    assert started == ["session", "_log_in"] and len(set(ids)) == 40
+    assert sorted(jobs(run)) == sorted(ids)
+    slurm.run("ctl", ["scancel", *ids])
 
 
 def test_the_teardown_cancels_every_job_of_a_stage_and_accepts_a_stage_without_jobs(

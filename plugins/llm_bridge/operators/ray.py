@@ -16,7 +16,7 @@ from llm_bridge.operators.exceptions import logs_config_errors
 from llm_bridge.operators.links import RayDashboardLink, push_link
 from llm_bridge.operators.slurm import SlurmSubmitOperator
 from llm_bridge.ray import dashboard, startup_timing
-from llm_bridge.ray.client import ray_client
+from llm_bridge.ray.client import one_connection, ray_client
 from llm_bridge.ray.spec import RayJob
 from llm_bridge.ray.submission import (
     STORE_KEY,
@@ -26,7 +26,6 @@ from llm_bridge.ray.submission import (
     stop_and_wait,
 )
 from llm_bridge.remote import attempt_dir
-from llm_bridge.remote.messages import FoundResult, StageRequest
 from llm_bridge.slurm import attempts, fingerprint
 from llm_bridge.slurm.attempts import Attempt
 from llm_bridge.slurm.cancellation import CANCEL_SECONDS, cancel_and_wait
@@ -83,7 +82,7 @@ class RayClusterOperator(SlurmSubmitOperator):
         if self.skip_if_done:
             job = self.build_job(context)
             try:
-                skip_if_done(job.cluster, job_from(self.skip_if_done, context))
+                asyncio.run(skip_if_done(job.cluster, job_from(self.skip_if_done, context)))
             except ClusterUnavailable as error:
                 self.wait_for_cluster(job.cluster, error, job.directory)
         return super().execute(context)
@@ -195,9 +194,8 @@ class RaySubmitJobOperator(ClusterOperator):
         directory = task_directory(target.cluster, context) if target.cluster else None
         found: dict[str, Any] = {"submission_id": None, "attempt_directory": None}
         try:
-            if target.cluster:
-                skip_if_done(target.cluster, job)
-            attempt = asyncio.run(RaySubmission(cluster, job, task, task_directory=directory).submit())
+            submission = RaySubmission(cluster, job, task, task_directory=directory)
+            attempt = asyncio.run(_submit(submission, target.cluster, job))
             found = {"submission_id": attempt.key, "attempt_directory": attempt.directory or None}
         except RayClusterEnded as ended:
             self.log.warning("Ray job not submitted: %s", ended)
@@ -207,6 +205,13 @@ class RaySubmitJobOperator(ClusterOperator):
         except JobNotGone as error:
             raise AirflowException(str(error)) from None
         return {**found, "python": cluster.python, "dashboard": cluster.dashboard, **target.to_json()}
+
+
+async def _submit(submission: RaySubmission, cluster: str | None, job: RayJob) -> Attempt:
+    async with one_connection(submission.target):
+        if cluster:
+            await skip_if_done(cluster, job)
+        return await submission.submit()
 
 
 async def _stop(cluster: RayCluster, task: TaskState) -> None:
@@ -220,7 +225,7 @@ def job_from(source: RayJobSource, context: Context) -> RayJob:
     return source(context) if callable(source) else source
 
 
-def skip_if_done(cluster: str, job: RayJob) -> None:
+async def skip_if_done(cluster: str, job: RayJob) -> None:
     """Skip the task if the job's result exists.
 
     Args:
@@ -233,14 +238,11 @@ def skip_if_done(cluster: str, job: RayJob) -> None:
     if not job.output or not job.directory:
         return
     stage = fingerprint.stage_request(job.output, ray_job_fingerprint(job), is_first=True)
-    if found := asyncio.run(_find_result(cluster, job.directory, stage)):
+    async with open_client(cluster) as slurm:
+        found = await slurm.find_result(job.directory, stage)
+    if found:
         raise AirflowSkipException(
             "nothing to do: a result with the same settings and inputs exists: "
             f"{found.directory}. To run the job again: `touch {job.directory}/{attempt_dir.FORCE_RERUN}` on the "
             "cluster and clear the task, or name the stage in force_stages"
         )
-
-
-async def _find_result(cluster: str, directory: str, stage: StageRequest) -> FoundResult | None:
-    async with open_client(cluster) as slurm:
-        return await slurm.find_result(directory, stage)

@@ -223,6 +223,16 @@ class RayClient:
 
 
 @asynccontextmanager
+async def one_connection(target: RayTarget) -> AsyncIterator[None]:
+    """Keep the connection to the login node open between requests; do nothing for a cluster reached by its address."""
+    if not target.cluster:
+        yield
+        return
+    async with open_client(target.cluster):
+        yield
+
+
+@asynccontextmanager
 async def ray_client(target: RayTarget) -> AsyncIterator[RayClient]:
     """Open a client of ``target``'s dashboard.
 

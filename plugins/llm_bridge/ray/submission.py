@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_bridge.exceptions import RayClusterEnded, RayUnavailable
 from llm_bridge.ray import cluster_job
-from llm_bridge.ray.client import RayClient, RayJobDetails, RayTarget, ray_client
+from llm_bridge.ray.client import RayClient, RayJobDetails, RayTarget, one_connection, ray_client
 from llm_bridge.ray.spec import RayJob
 from llm_bridge.remote import attempt_dir, node_archive
 from llm_bridge.remote.attempt_dir import Outcome
@@ -143,6 +143,10 @@ class RaySubmission:
             ClusterUnavailable: Login node or slurmctld do not answer.
             JobNotGone: The task was cleared, and its previous job does not end.
         """
+        async with one_connection(self.target):
+            return await self._submit()
+
+    async def _submit(self) -> Attempt:
         attempt = await self._choose_attempt()
         while True:
             found = await self._state(attempt)

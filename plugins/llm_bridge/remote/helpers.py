@@ -13,6 +13,8 @@ from typing import Any
 
 PACKAGE = "llm_bridge.remote"
 _SHARED = ("attempt_dir", "messages")
+# Helpers that are short and frequent: one process on the login node answers them all (serve.py).
+SERVED = frozenset({"slurm_command", "stage_result", "submit", "list_attempts", "active_jobs", "ray_request"})
 # Helper -> modules in the order in which they are loaded, the helper itself last.
 MODULES = {
     "slurm_command": (*_SHARED, "login.slurm_command"),
@@ -24,6 +26,7 @@ MODULES = {
     ),
     "active_jobs": (*_SHARED, "login.slurm_command", "login.active_jobs"),
     "poll_jobs": (*_SHARED, "login.poll_jobs"),
+    "serve": (*_SHARED, "login.serve"),
     "ray_request": (*_SHARED, "login.http_errors", "login.ray_request"),
     "check_site": (*_SHARED, "hub_status", "login.http_errors", "login.hub_access", "login.check_site"),
     "describe_site": (*_SHARED, "login.describe_site"),
@@ -50,9 +53,13 @@ def first_line(helper: str, request: dict[str, Any]) -> bytes:
         helper: Key of ``MODULES``.
         request: JSON values for the helper's ``main``.
     """
-    modules = {f"{PACKAGE}.{name}": _source(name) for name in MODULES[helper]}
     main = f"{PACKAGE}.{MODULES[helper][-1]}"
-    return json.dumps({"modules": modules, "main": main, "request": request}).encode() + b"\n"
+    return json.dumps({"modules": modules(helper), "main": main, "request": request}).encode() + b"\n"
+
+
+def modules(helper: str) -> dict[str, str]:
+    """Return dotted name -> source of a helper's modules, in the order in which they are loaded."""
+    return {f"{PACKAGE}.{name}": _source(name) for name in MODULES[helper]}
 
 
 @functools.cache  # called in the triggerer's event loop, which must not read files

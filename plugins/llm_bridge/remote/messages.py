@@ -349,6 +349,43 @@ class CommandAnswer(NamedTuple):
     wait_seconds: Optional[float] = None
 
 
+# ---- serve
+
+# Maximum number of calls that one process on the login node works on at the same time.
+SERVED_AT_ONCE = 8
+
+
+class HelperCall(NamedTuple):
+    """Call of a helper.
+
+    Attributes:
+        id: Number of the call, from 1 on.
+        helper: Name of the helper.
+        request: Its request, as JSON values.
+        modules: Dotted name -> source of the modules that it needs and that no earlier call had, in the order in which
+            they are loaded.
+    """
+
+    id: int
+    helper: str
+    request: Any
+    modules: Dict[str, str] = {}
+
+
+class HelperAnswer(NamedTuple):
+    """Answer to a :class:`HelperCall`.
+
+    Attributes:
+        id: The call's; 0 for the first answer, which says that calls are taken.
+        answer: The helper's answer, as JSON values.
+        error: Traceback of a helper that failed; empty otherwise.
+    """
+
+    id: int
+    answer: Any = None
+    error: str = ""
+
+
 # ---- ray_request
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llm_bridge.remote.helper_calls import HelperCalls
 from llm_bridge.remote.transport import LocalTransport, Transport
 
 if TYPE_CHECKING:
@@ -15,16 +16,17 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _SharedTransport:
-    """A transport, and the number of its users."""
+class Login:
+    """A connection to a login node, and the calls of helpers by it."""
 
     transport: Transport
+    calls: HelperCalls
     users: int = 0
 
 
 # One connection per cluster and event loop for all tasks and triggers: of 60 concurrent new connections, 22 failed
 # because of sshd's MaxStartups.
-_open: dict[tuple[int, str, str], _SharedTransport] = {}
+_open: dict[tuple[int, str, str, str], Login] = {}
 
 
 def _new_transport(conn_id: str | None, slurm_bin: str) -> Transport:
@@ -37,18 +39,20 @@ def _new_transport(conn_id: str | None, slurm_bin: str) -> Transport:
 
 
 @asynccontextmanager
-async def connect(cluster: Cluster) -> AsyncIterator[Transport]:
-    """Open the shared transport to ``cluster``'s login node; it is closed after its last use."""
+async def connect(cluster: Cluster) -> AsyncIterator[Login]:
+    """Open the shared connection to ``cluster``'s login node; it is closed after its last use."""
     conn_id, slurm_bin = cluster.ssh_conn_id, cluster.slurm_bin or ""
-    key = (id(asyncio.get_running_loop()), conn_id or "", slurm_bin)
+    key = (id(asyncio.get_running_loop()), conn_id or "", slurm_bin, cluster.login_python)
     shared = _open.get(key)
     if shared is None:
-        shared = _open[key] = _SharedTransport(_new_transport(conn_id, slurm_bin))
+        transport = _new_transport(conn_id, slurm_bin)
+        shared = _open[key] = Login(transport, HelperCalls(transport, cluster.login_python))
     shared.users += 1
     try:
-        yield shared.transport
+        yield shared
     finally:
         shared.users -= 1
         if not shared.users:
             _open.pop(key, None)
+            await shared.calls.close()
             await shared.transport.close()

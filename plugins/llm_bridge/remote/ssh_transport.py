@@ -24,7 +24,7 @@ from llm_bridge.exceptions import (
     LoginNodeUnreachable,
     NoConnection,
 )
-from llm_bridge.remote import ssh_settings
+from llm_bridge.remote import handshakes, ssh_settings
 from llm_bridge.remote.transport import (
     CONNECT_TIMEOUT_SECONDS,
     CleanCommand,
@@ -49,6 +49,15 @@ _channel_retry = retry(
     retry=retry_if_exception_type(asyncssh.ChannelOpenError),
     wait=wait_random(0.05, 0.5),
     stop=stop_after_attempt(8),
+    reraise=True,
+)
+
+
+# sshd closes a connection before its greeting when too many others have not logged in yet (MaxStartups).
+_login_retry = retry(
+    retry=retry_if_exception_type((asyncssh.ConnectionLost, ConnectionResetError)),
+    wait=wait_random(0.2, 2.0),
+    stop=stop_after_attempt(5),
     reraise=True,
 )
 
@@ -148,6 +157,12 @@ class SshTransport:
                 self._connection = await self._connect()
             return self._connection
 
+    @_login_retry
+    async def _log_in(self, hook: _StrictHook) -> asyncssh.SSHClientConnection:
+        async with handshakes.turn(self.conn_id), asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            connection: asyncssh.SSHClientConnection = await hook.get_conn()  # type: ignore[no-untyped-call]
+            return connection
+
     async def _connect(self) -> asyncssh.SSHClientConnection:
         hook = _StrictHook(ssh_conn_id=self.conn_id)
         try:
@@ -162,9 +177,7 @@ class SshTransport:
                 raise ConfigError(
                     f"Airflow connection {self.conn_id!r} (Admin > Connections): {'; '.join(wrong)}"
                 )
-            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                connection: asyncssh.SSHClientConnection = await hook.get_conn()  # type: ignore[no-untyped-call]
-                return connection
+            return await self._log_in(hook)
         except asyncssh.HostKeyNotVerifiable as error:
             raise HostKeyNotTrusted(
                 f"the login node of {self.conn_id!r} presented a host key that is not trusted ({error}): "

@@ -47,6 +47,10 @@ class CommandFailed(RuntimeError):
         super().__init__(f"`{argv[0]}` on the login node ended with exit code {done.code}: {output[-2000:]}")
 
 
+class NotStarted(LoginNodeUnreachable):
+    """The login shell did not start a session's program, for a reason that running a command may report better."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """Exit code and output of a command.
@@ -123,15 +127,35 @@ class Session:
         """
         try:
             async with asyncio.timeout(timeout):
-                self.send(line)
-                await self._writer.drain()
-                length = await self._reader.readexactly(8)
-                answer: bytes = await self._reader.readexactly(int(length))
-                return answer
+                await self.post(line)
+                return await self.receive()
         except TimeoutError:
             raise LoginNodeUnreachable(
                 f"the helper on the login node gave no answer within {timeout:.0f} s"
             ) from None
+
+    async def post(self, line: bytes) -> None:
+        """Send a line whose answer :meth:`receive` returns at some time.
+
+        Raises:
+            LoginNodeUnreachable: The program has ended.
+        """
+        try:
+            self.send(line)
+            await self._writer.drain()
+        except self._errors as error:
+            raise LoginNodeUnreachable(f"the helper on the login node has ended: {error}") from error
+
+    async def receive(self) -> bytes:
+        """Return the next answer.
+
+        Raises:
+            LoginNodeUnreachable: The program has ended.
+        """
+        try:
+            length = await self._reader.readexactly(8)
+            answer: bytes = await self._reader.readexactly(int(length))
+            return answer
         except self._errors as error:
             raise LoginNodeUnreachable(f"the helper on the login node has ended: {error}") from error
 
@@ -337,14 +361,14 @@ async def started(wrap: CleanCommand, writer: Any, reader: Any, errors: Errors =
         errors: Exceptions that reader and writer raise when the connection breaks.
 
     Raises:
-        LoginNodeUnreachable: The program has not started.
+        NotStarted: The program has not started.
     """
     failed: Errors = (*errors, ValueError, TimeoutError)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             await wrap.skip_greeting(reader)
     except failed as error:
-        raise LoginNodeUnreachable(
+        raise NotStarted(
             f"the login shell of {wrap.login} did not start the helper: {error or type(error).__name__}"
         ) from error
     return Session(writer, reader, errors)

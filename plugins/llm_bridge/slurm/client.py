@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from llm_bridge.exceptions import (
 )
 from llm_bridge.remote import attempt_dir, helpers, messages
 from llm_bridge.remote.attempt_dir import Outcome, Started
+from llm_bridge.remote.helper_calls import HelperCalls
 from llm_bridge.remote.messages import (
     ActiveAnswer,
     ActiveJob,
@@ -44,7 +45,7 @@ from llm_bridge.remote.messages import (
     SubmitRequest,
 )
 from llm_bridge.remote.shared_transport import connect
-from llm_bridge.remote.transport import CommandFailed, Completed, Session, Transport, checked
+from llm_bridge.remote.transport import CommandFailed, Completed, NotStarted, Session, Transport, checked
 from llm_bridge.slurm import accounting, batch_script, capacity, fingerprint, refusals, site_names
 from llm_bridge.slurm.accounting import Accounting
 from llm_bridge.slurm.batch_script import AttemptFiles
@@ -107,8 +108,8 @@ async def open_client(cluster: str | Cluster) -> AsyncIterator[SlurmClient]:
     """
     if isinstance(cluster, str):
         cluster = await asyncio.to_thread(load_cluster, cluster)
-    async with connect(cluster) as transport:
-        yield SlurmClient(cluster, transport)
+    async with connect(cluster) as login:
+        yield SlurmClient(cluster, login.transport, login.calls)
 
 
 class SlurmClient:
@@ -117,11 +118,13 @@ class SlurmClient:
     Args:
         cluster: The cluster.
         transport: Connection to its login node.
+        calls: Calls of helpers by that connection; None to start a process for each call.
     """
 
-    def __init__(self, cluster: Cluster, transport: Transport) -> None:
+    def __init__(self, cluster: Cluster, transport: Transport, calls: HelperCalls | None = None) -> None:
         self.cluster = cluster
         self.transport = transport
+        self._calls = calls
 
     # ---- attempts
 
@@ -596,15 +599,20 @@ class SlurmClient:
         Raises:
             WorkspaceNotWritable: It is full, over its quota, or read-only.
         """
-        argv = helpers.argv(self.cluster.login_python)
-        stdin = helpers.first_line(helper, messages.encode(request))
+        values = messages.encode(request)
         try:
-            answered = await checked(self.transport, argv, stdin=stdin, timeout=timeout)
+            return messages.decode(answer, await self._answer(helper, values, timeout))
         except CommandFailed as error:
             raise _not_writable(self.cluster, error) or error from None
+
+    async def _answer(self, helper: str, request: dict[str, Any], timeout: float) -> Any:
+        if self._calls and helper in helpers.SERVED:
+            with suppress(NotStarted):
+                return await self._calls.call(helper, request, timeout)
+        argv, stdin = helpers.argv(self.cluster.login_python), helpers.first_line(helper, request)
+        answered = await checked(self.transport, argv, stdin=stdin, timeout=timeout)
         # One line; a forced command of sshd may print others after it ("session recorded").
-        values = json.loads(answered.partition("\n")[0])
-        return messages.decode(answer, values)
+        return json.loads(answered.partition("\n")[0])
 
     @asynccontextmanager
     async def poll_session(self) -> AsyncIterator[Session]:

@@ -27,6 +27,8 @@ from llm_bridge.remote.messages import (
     CommandAnswer,
     CommandRequest,
     DescribeRequest,
+    HelperAnswer,
+    HelperCall,
     JobNews,
     JobQuery,
     LogQuery,
@@ -178,7 +180,7 @@ def requests(folder: Path) -> dict[str, tuple[Any, Any]]:
     }
 
 
-@pytest.mark.parametrize("helper", sorted(set(helpers.MODULES) - {"poll_jobs"}))
+@pytest.mark.parametrize("helper", sorted(set(helpers.MODULES) - {"poll_jobs", "serve"}))
 def test_a_bare_python_runs_it(helper: str, tmp_path: Path) -> None:
     squeue = tmp_path / "squeue"
     squeue.write_text(f"#!/bin/sh\necho '7|llmb-a|RUNNING|{tmp_path}/job'\n")
@@ -196,6 +198,27 @@ def test_a_bare_python_runs_it(helper: str, tmp_path: Path) -> None:
         attempt = tmp_path / "stage" / "attempt-1"
         assert (attempt / "a").read_text() == "text" and (attempt / "b").read_bytes() == b"\0\1"
         assert (attempt / attempt_dir.SECRETS / "c").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_bare_python_serves_the_calls_of_several_helpers(tmp_path: Path) -> None:
+    wanted, sent, lines = {}, set(helpers.modules("serve")), b""
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")
+    (tmp_path / "squeue").chmod(0o755)
+    all_requests = requests(tmp_path) | {"active_jobs": (ActiveRequest(str(tmp_path)), ActiveAnswer())}
+    for number, helper in enumerate(sorted(helpers.SERVED), 1):
+        request, wanted[number] = all_requests[helper]
+        new = {name: text for name, text in helpers.modules(helper).items() if name not in sent}
+        sent |= set(new)
+        call = HelperCall(number, helper, encode(request), new)
+        lines += json.dumps(encode(call)).encode() + b"\n"
+    output, answers = run("serve", {}, path=tmp_path, more=lines), {}
+    while output:
+        size = int(output[:8])
+        answered = decode(HelperAnswer, json.loads(output[8 : 8 + size]))
+        answers[answered.id] = answered.answer or answered.error
+        output = output[8 + size :]
+    assert answers.pop(0) == ""
+    assert answers == {number: encode(answer) for number, answer in wanted.items()}
 
 
 def test_a_bare_python_answers_line_by_line(tmp_path: Path) -> None:

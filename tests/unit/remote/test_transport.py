@@ -10,11 +10,14 @@ import pwd
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
+from tenacity import wait_none
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import ConfigError, LoginNodeUnreachable
@@ -92,6 +95,30 @@ async def test_a_key_that_is_none_is_a_wrong_setting(monkeypatch: pytest.MonkeyP
         await SshTransport("slurm_x").run(["true"])
 
 
+async def test_a_connection_that_sshd_closes_before_its_greeting_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As sshd's MaxStartups does; this server does it to every connection."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(SshTransport._log_in.retry, "wait", wait_none())  # type: ignore[attr-defined]
+    connections = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    key = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
+    values = {"conn_type": "ssh", "host": "127.0.0.1", "login": "ada"}
+    values |= {"port": server.sockets[0].getsockname()[1], "extra": {"private_key": key, "host_key": ED25519}}
+    monkeypatch.setenv("AIRFLOW_CONN_SLURM_X", json.dumps(values))
+    async with server:
+        with pytest.raises(LoginNodeUnreachable, match="cannot open SSH connection"):
+            await SshTransport("slurm_x").run(["true"])
+    assert connections == 5
+
+
 async def test_a_session_answers_line_by_line() -> None:
     async with LocalTransport().session([sys.executable, "-c", ECHO]) as session:
         assert await session.ask(b"one") == b"ONE"
@@ -121,7 +148,7 @@ async def test_all_users_of_a_cluster_share_one_connection_until_the_last_one_le
         async with connect(LOCAL) as second:
             assert first is second
         assert not closed
-    assert closed == [first] and not shared_transport._open
+    assert closed == [first.transport] and not shared_transport._open
     async with connect(LOCAL) as later:
         assert later is not first
 
@@ -226,7 +253,7 @@ async def test_slurms_commands_are_searched_in_the_sites_directory_first(tmp_pat
     site = LOCAL.model_copy(update={"slurm_bin": str(tmp_path)})
     async with connect(site) as here, connect(LOCAL) as elsewhere:
         assert here is not elsewhere
-        assert await checked(here, ["squeue"]) == "the right one\n"
+        assert await checked(here.transport, ["squeue"]) == "the right one\n"
 
 
 GREETING = "Welcome to site01!\nquota: 93 %\n"
