@@ -75,7 +75,7 @@ def describe(site: Site) -> None:
     del nightly["evaluate"], nightly["publish"]
     del nightly["schedule"]  # its DAG is in dags/nightly_tiny.py
     (recipes / "nightly_tiny.yaml").write_text(yaml.safe_dump(nightly))
-    often = {**nightly, "allocation": "per_stage", "stages": ["prepare", "sft"]}
+    often = {**nightly, "allocation": "per_stage", "stages": ["prepare", "sft"], "keep_runs": 1}
     (recipes / "tiny_often.yaml").write_text(yaml.safe_dump(often))
     for twin in TWINS:
         twin.write_recipe(site)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_bridge.naming import slug
 from testing.waiting import until
 
 DAG = "often"
@@ -25,6 +26,9 @@ def test_a_night_in_which_nothing_has_changed_trains_nothing_and_its_message_say
         assert states["sft.train"] == states["sft.merge"] == states["upload.run"] == "skipped", states
         assert f"nothing has changed since run {first}" in stack.log(DAG, later, "sft.train")
         assert posts[later]["facts"]["Not trained"] == f"nothing has changed since run {first}"
+        assert "old runs were not removed" not in stack.log(DAG, later, "summary")
+    trained = [path.parent for path in (stack.site.workspace / DAG).glob("*/sft")]
+    assert [path.name for path in trained] == [slug(first)], "keep_runs counts and keeps the run that trained"
 
 
 def _runs(stack: Any, ended: bool = False) -> list[str]:

@@ -180,12 +180,20 @@ def test_the_hub_token_is_left_nowhere(stack: Any, full_run: str) -> None:
     assert stack.cluster.run("login", find).stdout == ""
 
 
-def test_a_second_run_finds_model_and_data_there(stack: Any, full_run: str) -> None:
-    assert stack.run(DAG, "prepare-again", stages=["prepare"]) == "success"
-    states = stack.states(DAG, "prepare-again")
-    assert states["prepare.run"] == "success" and states["sft.train"] == "skipped"
-    result = stack.api.xcom(DAG, "prepare-again", "prepare.run")["result"]
+def test_a_second_run_finds_model_and_data_there_and_merges_the_checkpoints_of_the_first_one(
+    stack: Any, full_run: str
+) -> None:
+    run_id, start = "merge-again", {"start_stage": "merge", "start_from": full_run}
+    assert stack.run(DAG, run_id, stages=["prepare", "merge"], **start) == "success"
+    states = stack.states(DAG, run_id)
+    assert states["prepare.run"] == states["merge.run"] == "success", states
+    assert states["sft.train"] == states["ppo.ray_up"] == "skipped", states
+    result = stack.api.xcom(DAG, run_id, "prepare.run")["result"]
     assert len(result["skipped"]) == 2
+    merged, first = (stack.api.xcom(DAG, run, "merge.run")["result"] for run in (run_id, full_run))
+    assert merged["step"] == first["step"] and merged["model_path"].endswith(f"/{run_id}/merge/model")
+    found = stack.api.xcom(DAG, run_id, "summary", "summary")["started_from"]
+    assert found == f"run {full_run}, at stage merge"
 
 
 def test_clearing_a_finished_run_runs_nothing_again_and_says_so(stack: Any, full_run: str) -> None:
@@ -256,6 +264,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "override": ({"overrides": "ppo.trainer.nnodes=3"}, "line 1 .*trainer.nnodes is set by llm-bridge"),
     "partition": ({"cluster": "wrong_partition"}, "Slurm has no partition 'nope': choose from"),
     "token": ({"cluster": "wrong_token"}, "the Hub .* refuses the token"),
+    "start": ({"start_stage": "ppo", "start_from": "no_run"}, "the cluster has no run no_run in"),
     "upload": ({"stages": ["upload"]}, "has no model to upload"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 from collections.abc import Hashable, Iterator
 from typing import Any, TypeVar
@@ -29,8 +28,6 @@ _ELSEWHERE = {
 }
 
 Model = TypeVar("Model", bound=BaseModel)
-
-log = logging.getLogger(__name__)
 
 _DESCRIPTION = re.compile(r"""^description:[ ]*["']?([^"'#\n]+)""", re.MULTILINE)
 # The key in a recipe that is not valid.
@@ -105,19 +102,35 @@ def nightly_recipes() -> dict[str, str | None]:
     """Return the recipes with a ``schedule``: name -> cron line.
 
     A recipe that is wrong is among them, so that its DAG exists and its task ``check`` reports the error: one mistake
-    must not stop the other nights. The cron line is None where it cannot be read.
+    must not stop the other nights. The cron line is None where it cannot be read. Nothing is logged, because every task
+    of every nightly DAG parses this; :func:`check_recipes` reports it.
     """
     found: dict[str, str | None] = {}
     for name in available("recipes"):
         try:
             if schedule := load_recipe(name).schedule:
                 found[name] = schedule
-        except ConfigError as error:
+        except ConfigError:
             text = (include_dir() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8", errors="replace")
             if line := _SCHEDULE.search(text):
                 found[name] = _cron_or_none(line[1])
-                log.error("the nightly DAG of %s will fail in its task check: %s", name, error)
     return found
+
+
+def check_recipes() -> None:
+    """Check every recipe.
+
+    Raises:
+        ConfigError: Names every error of every recipe.
+    """
+    errors: list[str] = []
+    for name in available("recipes"):
+        try:
+            load_recipe(name)
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n".join(errors))
 
 
 def _cron_or_none(text: str) -> str | None:

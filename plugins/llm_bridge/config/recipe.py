@@ -183,6 +183,10 @@ class Recipe(FrozenModel):
     skip_unchanged: bool = Field(
         default=True, description="nightly runs train nothing if an earlier one has trained the same"
     )
+    keep_runs: Count | None = Field(
+        default=None,
+        description="newest trained runs of the nightly DAG to keep on the cluster; all when empty",
+    )
 
     @field_validator("clusters")
     @classmethod

@@ -79,7 +79,12 @@ def hub_id(text: str) -> str:
     return text
 
 
-def _hub_id_or_path(text: str) -> str:
+def hub_id_or_path(text: str) -> str:
+    """Return ``text`` if it is the id of a repository on the Hub, or an absolute path without special characters.
+
+    Raises:
+        ValueError: It is neither.
+    """
     if not text.startswith("/"):
         return hub_id(text)
     if not _PATH.fullmatch(text) or {".", ".."} & set(text.split("/")):
@@ -196,7 +201,7 @@ AbsolutePath = Annotated[str, AfterValidator(_printable), AfterValidator(_absolu
 UrlTemplate = Annotated[str, AfterValidator(_printable), AfterValidator(_host_and_port)]
 # A repository on the Hub, and the same or an absolute path on the cluster.
 HubId = Annotated[str, AfterValidator(hub_id)]
-HubIdOrPath = Annotated[str, AfterValidator(_hub_id_or_path)]
+HubIdOrPath = Annotated[str, AfterValidator(hub_id_or_path)]
 CronLine = Annotated[str, AfterValidator(_cron)]
 VariableName = Annotated[
     str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable, such as NCCL_DEBUG")

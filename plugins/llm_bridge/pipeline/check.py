@@ -14,12 +14,12 @@ from llm_bridge.config.loader import describe_errors, load_cluster
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError, LoginDenied, LoginNodeUnreachable
 from llm_bridge.operators.base import ClusterOperator
 from llm_bridge.operators.exceptions import logs_config_errors
-from llm_bridge.pipeline import choice, first_contact, site_checks, stages
-from llm_bridge.pipeline.plan import Plan, clusters_of, make_plan
+from llm_bridge.pipeline import choice, first_contact, site_checks, stages, start
+from llm_bridge.pipeline.plan import Plan, check_combinations, clusters_of, make_plan
 from llm_bridge.remote.messages import ERROR, WARNING, Finding
 from llm_bridge.remote.node.verl import ppo_rules
 from llm_bridge.remote.transport import CommandFailed
-from llm_bridge.slurm.client import open_client
+from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.spec import SlurmJob
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class CheckOperator(ClusterOperator):
             plan.run_name, plan.recipe.name, plan.cluster, ", ".join(plan.stages),
         )  # fmt: skip
         log.info("directory of this run on the cluster: %s", plan.directory)
+        if plan.start:
+            log.info("starts at stage %s from %s", plan.start.stage, plan.start.text)
         for change in plan.changes:
             log.info("changed against the recipe: %s", change)
         if "ppo" in plan.stages:
@@ -68,7 +70,7 @@ class CheckOperator(ClusterOperator):
                 log.warning("without a critic, verl does not use %s", ", ".join(unused))
         cluster = load_cluster(plan.cluster)
         try:
-            asyncio.run(check_site(plan))
+            plan = asyncio.run(check_site(plan))
         except LoginNodeUnreachable as error:
             if not first_contact.is_first(cluster):
                 self.wait_for_cluster(plan.cluster, error)
@@ -81,6 +83,8 @@ class CheckOperator(ClusterOperator):
         first_contact.record(cluster)
         if plan.cluster_choice:
             choice.keep(context["task_state_store"], plan)
+        for stage, result in plan.start.results.items() if plan.start else ():
+            log.info("taken over: result %s of stage %s in %s", result, stage, plan.result_dir(stage))
         return plan.model_dump(mode="json")
 
     def _choose(self, context: Context) -> Plan:
@@ -135,8 +139,11 @@ def _clusters(context: Context) -> list[str]:
     return clusters_of(dict(context["params"]))
 
 
-async def check_site(plan: Plan) -> None:
-    """Check paths, token and every job (``sbatch --test-only``) on the login node.
+async def check_site(plan: Plan) -> Plan:
+    """Check paths, token, what the run starts from, and every job (``sbatch --test-only``) on the login node.
+
+    Returns:
+        The plan, with what the cluster has of the model or the run that it starts from.
 
     Raises:
         ConfigError: Names every error that was found.
@@ -152,6 +159,7 @@ async def check_site(plan: Plan) -> None:
             if usable:
                 request = site_checks.request_for(plan, cluster)
                 found += await site_checks.login_node(usable, request)
+                plan = await _with_start(usable, plan, found)
                 found += await site_checks.jobs(usable, jobs)
     except (ConfigError, LoginDenied) as error:
         found.append(site_checks.no_login(cluster, error))
@@ -172,6 +180,22 @@ async def check_site(plan: Plan) -> None:
         message = f"cluster {plan.cluster!r}: {len(problems)} errors, nothing was submitted:{lines}"
     if problems:
         raise ConfigError(message, [*problems, f"cluster {plan.cluster!r}: nothing was submitted"])
+    return plan
+
+
+async def _with_start(client: SlurmClient, plan: Plan, found: list[Finding]) -> Plan:
+    """Return the plan with what the cluster has of its start; add what is missing of it to the findings."""
+    if not plan.start:
+        return plan
+    problems: list[str] = []
+    looked_up = await start.look_up(client, plan.start, plan.base_model_path, problems)
+    completed = plan.model_copy(update={"start": looked_up})
+    try:
+        check_combinations(completed, client.cluster)
+    except ConfigError as error:  # such as publish.better_than: sft with a run that has no SFT
+        problems.append(str(error))
+    found += [Finding("start", ERROR, problem) for problem in problems]
+    return completed
 
 
 def _errors(found: Iterable[Finding]) -> list[str]:

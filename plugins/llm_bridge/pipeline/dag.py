@@ -24,6 +24,7 @@ from llm_bridge.pipeline import stages
 from llm_bridge.pipeline.approval import ApprovalTask, GateOperator, refusal
 from llm_bridge.pipeline.check import CheckOperator
 from llm_bridge.pipeline.plan import Plan, plan_of, skip_unless_selected
+from llm_bridge.pipeline.start import StartStage
 from llm_bridge.pipeline.summary import SummaryOperator
 from llm_bridge.pipeline.unchanged import UnchangedOperator
 from llm_bridge.remote import attempt_dir
@@ -234,6 +235,34 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             description=(
                 "When this run is cleared later, these stages run again from zero. Other finished stages are not run "
                 "again."
+            ),
+        ),
+        "start_stage": Param(
+            "",
+            enum=["", *get_args(StartStage)],
+            values_display={
+                "": "(the first one)",
+                "ppo": "ppo: from a model, or after SFT of another run",
+                "merge": "merge: from checkpoints of RL, or after PPO of another run",
+                "evaluate": "evaluate: a model, or that of another run",
+                "upload": "upload: a model, or that of another run",
+            },
+            section="Start from",
+            title="First stage",
+            description=(
+                "Earlier stages do not run; what follows takes Start from instead. Data are prepared in any case."
+            ),
+        ),
+        "start_from": Param(
+            None,
+            type=["null", "string"],
+            maxLength=500,
+            section="Start from",
+            title="Start from",
+            description=(
+                "Another run of this DAG (its run id) or of any DAG (its directory on the cluster), whose finished "
+                "stages are taken over; or a model: OWNER/NAME on the Hub, or an absolute path on the cluster; for "
+                "merge the path of checkpoints. Empty: nothing."
             ),
         ),
         "overrides": Param(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -28,6 +29,7 @@ from llm_bridge.config.types import (
 from llm_bridge.config.verl_settings import MODEL, Training, trains_adapter
 from llm_bridge.exceptions import ConfigError
 from llm_bridge.naming import slug
+from llm_bridge.pipeline.start import SHARED, Start, StartStage, start_of
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.verl import hydra_args, ppo_rules, sft_rules
 
@@ -56,9 +58,14 @@ class Form(FrozenModel):
     allocation: Allocation | None = None
     stages: list[Stage] = []
     force_stages: list[Stage] = []
+    start_stage: StartStage | None = None
+    start_from: Text | None = Field(default=None, max_length=500)
     overrides: str | None = None
 
-    @field_validator("run_name", "base_model", "repo_id", "cluster", "allocation", mode="before")
+    @field_validator(
+        *("run_name", "base_model", "repo_id", "cluster", "allocation", "start_stage", "start_from"),
+        mode="before",
+    )
     @classmethod
     def _blank_is_empty(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
@@ -80,6 +87,7 @@ class Plan(FrozenModel):
         stages: The stages that run, in order.
         force_stages: Stages that run although their results exist.
         changes: What the form's overrides change in the recipe's settings for verl.
+        start: What the run starts from instead of its own first stages.
         directory: ``WORKSPACE/DAG/RUN`` on the cluster.
         workspace: The cluster's workspace.
         unchanged_since: Earlier run that has trained the same; no stage is left then.
@@ -92,13 +100,29 @@ class Plan(FrozenModel):
     stages: list[Stage]
     force_stages: list[Stage] = []
     changes: list[str] = []
+    start: Start | None = None
     directory: AbsolutePath
     workspace: AbsolutePath
     unchanged_since: str | None = None
 
     def stage_dir(self, stage: Stage) -> str:
-        """Return the directory of a stage on the cluster."""
+        """Return the directory of this run's own stage on the cluster."""
         return f"{self.directory}/{stage}"
+
+    def has(self, stage: Stage) -> bool:
+        """Return True if this run has the stage's result: it runs the stage, or starts from its result."""
+        return stage in self.stages or (self.start is not None and stage in self.start.taken)
+
+    def result_dir(self, stage: Stage) -> str:
+        """Return the stage directory that has the stage's result: this run's own, or that of another run."""
+        is_taken = self.start is not None and self.start.run is not None and stage in self.start.taken
+        return f"{self.start.run}/{stage}" if self.start and is_taken else self.stage_dir(stage)
+
+    def given(self, stage: Stage) -> str | None:
+        """Return the model or the checkpoints that take the place of a stage's result; None where none do."""
+        if not self.start or not self.start.model or stage not in self.start.taken:
+            return None
+        return self._model_path(self.start.model)
 
     @property
     def prepared(self) -> list[Stage]:
@@ -106,9 +130,11 @@ class Plan(FrozenModel):
 
         So a run of ``prepare`` alone shows what the training would get.
         """
-        return [stage for stage in TRAINING if stage in self.stages] or [
-            stage for stage in TRAINING if stage in self.recipe.stages
-        ]
+        if selected := [stage for stage in TRAINING if stage in self.stages]:
+            return selected
+        if self.start:
+            return [self.evaluates_data_of]
+        return [stage for stage in TRAINING if stage in self.recipe.stages]
 
     def data(self, stage: Stage) -> Data:
         """Return the data of a training stage: its own, or the recipe's."""
@@ -139,53 +165,86 @@ class Plan(FrozenModel):
     @property
     def base_model_path(self) -> str:
         """Directory of the base model; one from the Hub is shared by all runs."""
-        base = self.recipe.base_model
-        return base if base.startswith("/") else f"{self.workspace}/models/{base.replace('/', '--')}"
+        return self._model_path(self.recipe.base_model)
+
+    def _model_path(self, model: str) -> str:
+        return model if model.startswith("/") else f"{self.workspace}/models/{model.replace('/', '--')}"
 
     @property
     def sft_merge_dir(self) -> str:
         """Stage directory of SFT's merge."""
-        return f"{self.stage_dir('sft')}/merge"
+        return f"{self.result_dir('sft')}/merge"
 
     @property
     def sft_model(self) -> str:
-        """Directory of the merged model of SFT."""
-        return f"{self.stage_dir('sft')}/model"
+        """Directory of the merged model of SFT, or of the model that takes its place."""
+        return self.given("sft") or f"{self.result_dir('sft')}/model"
+
+    @property
+    def sft_input(self) -> list[str]:
+        """Stage whose result SFT's model is, as an input; none where a model that no run made takes its place."""
+        given = self.given("sft")
+        return self._made_by(given) if given else [self.sft_merge_dir]
+
+    @property
+    def ppo_input(self) -> list[str]:
+        """Stage whose result PPO's checkpoints are, as an input; none where those of no run take their place."""
+        given = self.given("ppo")
+        return self._made_by(given) if given else [self.result_dir("ppo")]
+
+    def _made_by(self, path: str) -> list[str]:
+        """Return the stage directory that has the result of a model or of checkpoints, if a run made them."""
+        root = PurePosixPath(self.workspace)
+        if root not in PurePosixPath(path).parents:
+            return []
+        parts = PurePosixPath(path).relative_to(root).parts
+        if len(parts) < 4 or parts[0] in SHARED:
+            return []
+        merged = ("merge",) if parts[2:4] == ("sft", "model") else ()
+        return [str(root.joinpath(*parts[:3], *merged))]
+
+    @property
+    def ppo_checkpoints(self) -> str:
+        """Directory of PPO's checkpoints."""
+        return self.given("ppo") or f"{self.result_dir('ppo')}/checkpoints"
 
     @property
     def ppo_model(self) -> str:
         """Directory of the merged model of PPO."""
-        return f"{self.stage_dir('merge')}/model"
+        return f"{self.result_dir('merge')}/model"
 
     @property
     def ppo_starts_from(self) -> str:
         """Directory of PPO's initial model: SFT's, or the base model by ``init_from`` or in a run without SFT."""
-        from_sft = self.recipe.ppo.init_from == "sft" and "sft" in self.stages
+        if self.start and self.start.ppo_from:
+            return self.start.ppo_from
+        from_sft = self.recipe.ppo.init_from == "sft" and self.has("sft")
         return self.sft_model if from_sft else self.base_model_path
 
     @property
     def final_model(self) -> str:
         """Directory of the model to upload: PPO's, or SFT's in a run without PPO."""
-        return self.ppo_model if "merge" in self.stages else self.sft_model
+        return self.ppo_model if self.has("merge") else self.sft_model
 
     @property
     def final(self) -> Literal["sft", "rl"]:
         """Name of the model to upload in the evaluation."""
-        return "rl" if "merge" in self.stages else "sft"
+        return "rl" if self.has("merge") else "sft"
 
     @property
     def evaluated(self) -> dict[str, str]:
         """Name -> directory of each model that is evaluated: base, sft and rl, as far as this run has them."""
         return {
             "base": self.base_model_path,
-            **({"sft": self.sft_model} if "sft" in self.stages else {}),
-            **({"rl": self.ppo_model} if "merge" in self.stages else {}),
+            **({"sft": self.sft_model} if self.has("sft") else {}),
+            **({"rl": self.ppo_model} if self.has("merge") else {}),
         }
 
     @property
-    def evaluates_data_of(self) -> Stage:
+    def evaluates_data_of(self) -> Training:
         """Training stage on whose held-out rows the models are evaluated: RL, or SFT in a run without RL."""
-        return "ppo" if "ppo" in self.stages else "sft"
+        with_rl = self.has("ppo") or self.has("merge") or (self.start and "ppo" in self.recipe.stages)
+        return "ppo" if with_rl else "sft"
 
     @property
     def publishes_adapter(self) -> bool:
@@ -268,17 +327,20 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str, *, cluster_name:
     if form.nodes:
         for stage in TRAINING:
             changes[stage] = getattr(recipe, stage).model_copy(update={"nodes": form.nodes})
+    directory = f"{cluster.workspace}/{slug(dag_id)}/{slug(run_id)}"
+    start = start_of(form.start_stage, form.start_from, directory, cluster.workspace)
     plan = Plan(
         run_name=form.run_name or run_id,
         cluster=cluster.name,
         recipe=recipe.model_copy(update=changes),
-        stages=_stages(form, recipe),
+        stages=_stages(form, recipe, start),
         force_stages=form.force_stages,
         changes=changed_by_form,
-        directory=f"{cluster.workspace}/{slug(dag_id)}/{slug(run_id)}",
+        start=start,
+        directory=directory,
         workspace=cluster.workspace,
     )
-    _check(plan, cluster)
+    check_combinations(plan, cluster)
     return plan
 
 
@@ -312,10 +374,13 @@ def skip_unless_selected(plan: Plan, stage: Stage) -> None:
     )
 
 
-def _stages(form: Form, recipe: Recipe) -> list[Stage]:
+def _stages(form: Form, recipe: Recipe, start: Start | None) -> list[Stage]:
     """Return the stages of a run, in order; a recipe without the key ``evaluate`` has no such stage."""
     given = form.stages or [stage for stage in recipe.stages if stage != "evaluate" or recipe.evaluate]
-    return [stage for stage in STAGES if stage in given]
+    # The first stage is wanted although the recipe may not have it; data are prepared in any case.
+    skipped = start.replaced if start and not form.stages else ()
+    wanted = {*given, start.stage} if start and not form.stages else {*given}
+    return [stage for stage in STAGES if stage in wanted and stage not in skipped]
 
 
 def _load(form: Form, cluster_name: str | None) -> tuple[Recipe, Cluster]:
@@ -350,13 +415,18 @@ def _load(form: Form, cluster_name: str | None) -> tuple[Recipe, Cluster]:
     return recipe, cluster
 
 
-def _check(plan: Plan, cluster: Cluster) -> None:
+def check_combinations(plan: Plan, cluster: Cluster) -> None:
     """Check combinations of fields, and what the programs on the nodes make of verl's settings.
 
     Raises:
         ConfigError: Names every combination that cannot work, and every setting that cannot be passed to verl.
     """
-    problems = [*_wrong_sizes(plan, cluster), *_wrong_stages(plan), *_unwritable_settings(plan)]
+    problems = [
+        *_wrong_sizes(plan, cluster),
+        *_wrong_stages(plan),
+        *_wrong_start(plan),
+        *_unwritable_settings(plan),
+    ]
     problems += [*_wrong_adapter(plan), *_wrong_data(plan), *_wrong_reward(plan)]
     problems += [*_wrong_sft(plan, cluster), *_wrong_ppo(plan, cluster)]
     problems += [*_wrong_evaluation(plan), *_wrong_publish(plan)]
@@ -390,12 +460,33 @@ def _wrong_stages(plan: Plan) -> Iterator[str]:
         yield "no stage is left: 'evaluate' needs the key evaluate in the recipe. Choose other stages, or add it"
     if "upload" in plan.stages and not plan.recipe.hub.repo_id:
         yield "stage 'upload' needs repo_id, in the form or as hub.repo_id in the recipe"
-    if "upload" in plan.stages and not {"sft", "merge"} & set(plan.stages):
-        yield "stage 'upload' has no model to upload: choose 'merge' (PPO's) or 'sft' too"
-    if "merge" in plan.stages and "ppo" not in plan.stages:
-        yield "stage 'merge' merges PPO's model: choose 'ppo' too"
+    if "upload" in plan.stages and not (plan.has("sft") or plan.has("merge")):
+        yield "stage 'upload' has no model to upload: choose 'merge' (PPO's) or 'sft' too, or give one in start_from"
+    if "merge" in plan.stages and not plan.has("ppo"):
+        yield "stage 'merge' merges PPO's model: choose 'ppo' too, or give checkpoints or a run in start_from"
     if "ppo" in plan.stages and "upload" in plan.stages and "merge" not in plan.stages:
         yield "PPO's model is uploaded from stage 'merge': choose it too"
+
+
+def _wrong_start(plan: Plan) -> Iterator[str]:
+    """Yield what of the form does not fit to what the run starts from."""
+    start = plan.start
+    if not start:
+        return
+    file = f"include/recipes/{plan.recipe.name}.yaml"
+    if before := [stage for stage in plan.stages if stage in start.replaced]:
+        yield (
+            f"start_stage is {start.stage!r}, but stages has {', '.join(before)}, which {start.text} replaces: "
+            f"remove {'it' if len(before) == 1 else 'them'} from stages"
+        )
+    if start.stage not in plan.stages:
+        yield f"start_stage is {start.stage!r}, which stages does not have: add it, or leave stages empty"
+    if start.stage == "ppo" and plan.recipe.ppo.init_from == "base":
+        yield f"ppo.init_from is base in {file}, so PPO cannot start from {start.text}: remove that key, or start_from"
+    if start.model and not start.model.startswith("/") and "prepare" not in plan.stages:
+        yield f"start_from is {start.model!r} on the Hub, which stage 'prepare' downloads: choose it too"
+    if plan.publishes_adapter:
+        yield f"hub.lora is 'adapter', which cannot be combined with start_from: set it to merged in {file}"
 
 
 def _wrong_data(plan: Plan) -> Iterator[str]:
@@ -452,7 +543,7 @@ def _wrong_evaluation(plan: Plan) -> Iterator[str]:
     file = f"include/recipes/{plan.recipe.name}.yaml"
     if not plan.recipe.evaluate:
         yield f"stage 'evaluate' needs the key evaluate in {file}, such as evaluate: {{rows: 500}}"
-    if not {"sft", "merge"} & set(plan.stages):
+    if not (plan.has("sft") or plan.has("merge")):
         yield "stage 'evaluate' has no model to compare with the base model: choose 'merge' (PPO's) or 'sft' too"
     reward, verl = plan.recipe.ppo.reward, plan.recipe.ppo.verl
     length = next((verl[key] for key in verl if key.lstrip("+") == RESPONSE_LENGTH), None)
@@ -490,7 +581,7 @@ def _wrong_publish(plan: Plan) -> Iterator[str]:
             "publish.better_than is 'published', whose score is read from its model card, but hub.card is false: "
             f"remove hub.card, or set publish.better_than to base in {file}"
         )
-    if publish.better_than == "sft" and (plan.final == "sft" or "sft" not in plan.stages):
+    if publish.better_than == "sft" and (plan.final == "sft" or not plan.has("sft")):
         yield (
             "publish.better_than is 'sft', but this run does not have both an SFT and an RL model: choose stages "
             f"'sft', 'ppo' and 'merge', or set publish.better_than to base in {file}"

@@ -13,8 +13,8 @@ from llm_bridge.pipeline.plan import TRAINING, Plan
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.hub.tags import LATEST
 
-# Run id of a scheduled run, as the name of its directory.
-_SCHEDULED = re.compile(r"scheduled__(\d{4}-\d{2}-\d{2})T")
+# Run id of a scheduled or backfilled run, as the name of its directory.
+_SCHEDULED = re.compile(r"(?:scheduled|backfill)__(\d{4}-\d{2}-\d{2})T")
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -51,16 +51,22 @@ def card(plan: Plan) -> dict[str, Any]:
         "base_model": plan.recipe.base_model,
         "base_model_dir": plan.base_model_path,
         "data": {stage: plan.data_dir(stage) for stage in TRAINING if stage in plan.stages},
-        "jobs": [job for stage in TRAINING if stage in plan.stages for job in _jobs(plan, stage)],
+        "jobs": [
+            job
+            for stage in TRAINING
+            if plan.has(stage) and not plan.given(stage)
+            for job in _jobs(plan, stage)
+        ],
         "evaluation": plan.stage_dir("evaluate") if "evaluate" in plan.stages else None,
+        **({"started_from": plan.start.description} if plan.start else {}),
     }
 
 
 def _jobs(plan: Plan, stage: Stage) -> list[dict[str, Any]]:
     """Return name, stage directory and number of GPUs of the Slurm jobs that a training may have had."""
-    directory = plan.stage_dir(stage)
+    directory = plan.result_dir(stage)
     places = [directory]
     if stage == "ppo":
-        places += [plan.prequeued_dir, f"{directory}/{attempt_dir.RECOVERY}"]
+        places += [f"{directory}/{attempt_dir.PREQUEUED}", f"{directory}/{attempt_dir.RECOVERY}"]
     gpus = plan.nodes(stage) * plan.gpus_per_node(stage, load_cluster(plan.cluster))
     return [{"name": stage, "directory": place, "gpus": gpus} for place in places]

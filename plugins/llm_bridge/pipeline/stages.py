@@ -29,7 +29,8 @@ def prepare(plan: Plan) -> SlurmJob:
     recipe = plan.recipe
     data = _data(plan)
     origins = [source["source"] for entry in data for source in entry["specification"]["sources"]]
-    from_hub = not all(origin.startswith("/") for origin in (*origins, recipe.base_model))
+    models = [recipe.base_model, *filter(None, [plan.start and plan.start.model])]
+    from_hub = not all(origin.startswith("/") for origin in (*origins, *models))
     settings = {
         "data": data,
         "base_model": recipe.base_model,
@@ -50,8 +51,14 @@ def prepare(plan: Plan) -> SlurmJob:
         "trainings": trainings(plan),
         **({"reward_trial": recipe.ppo.reward_trial} if recipe.ppo.reward_trial != "refuse" else {}),
         **_evaluation_to_check(plan),
+        **_start_model(plan),
     }
-    output = _output(plan, "prepare", shared=[*(entry["directory"] for entry in data), plan.base_model_path])
+    shared = [
+        *(entry["directory"] for entry in data),
+        plan.base_model_path,
+        *filter(None, [plan.given("sft")]),
+    ]
+    output = _output(plan, "prepare", shared=shared)
     return _job(plan, "prepare", "prepare", settings, output, hub=from_hub, wandb=True)
 
 
@@ -169,9 +176,10 @@ def ppo(plan: Plan) -> RayJob:
         "verl": plan.recipe.ppo.verl,
         **_reward(plan),
         **_training(plan, "ppo"),
+        **_started_from(plan),
     }
     settings |= _wandb_run(plan, "ppo", settings)
-    inputs = [plan.sft_merge_dir] if plan.ppo_starts_from == plan.sft_model else []
+    inputs = plan.sft_input if plan.ppo_starts_from == plan.sft_model else []
     output = _output(plan, "ppo", inputs=[*inputs, plan.data_dir("ppo")], outputs=[checkpoints])
     return RayJob(
         program="ppo",
@@ -185,13 +193,14 @@ def ppo(plan: Plan) -> RayJob:
 def merge(plan: Plan) -> SlurmJob:
     """Return the job that merges PPO's actor into one model folder."""
     settings = {
-        "checkpoint_dir": f"{plan.stage_dir('ppo')}/checkpoints",
+        "checkpoint_dir": plan.ppo_checkpoints,
         "component": "actor",
         "trained_from": plan.ppo_starts_from,
         "output_dir": plan.ppo_model,
         **_adapter(plan, plan.ppo_model),
+        **_started_from(plan),
     }
-    output = _output(plan, "merge", inputs=[plan.stage_dir("ppo")], outputs=[plan.ppo_model])
+    output = _output(plan, "merge", inputs=plan.ppo_input, outputs=[plan.ppo_model])
     return _job(plan, "merge", "merge", settings, output)
 
 
@@ -230,11 +239,12 @@ def evaluate(plan: Plan) -> SlurmJob:
         "project_name": recipe.wandb.project,
         "experiment_name": plan.run_name,
         "wandb_entity": recipe.wandb.entity,
+        **_started_from(plan),
     }
     settings |= _wandb_run(plan, "evaluate", settings)
     made_by = [
-        *([plan.sft_merge_dir] if "sft" in plan.evaluated else []),
-        *([plan.stage_dir("merge")] if "rl" in plan.evaluated else []),
+        *(plan.sft_input if "sft" in plan.evaluated else []),
+        *([plan.result_dir("merge")] if "rl" in plan.evaluated else []),
     ]
     inputs = [plan.data_dir(plan.evaluates_data_of), *made_by]
     output = _output(plan, "evaluate", inputs=inputs, outputs=[answers])
@@ -243,7 +253,7 @@ def evaluate(plan: Plan) -> SlurmJob:
 
 def _chat_template(plan: Plan) -> str | None:
     """Return the recipe's chat template: in a run with RL its own, else SFT's, which is saved with SFT's model."""
-    stages: list[Training] = ["ppo", "sft"] if "ppo" in plan.stages else ["sft"]
+    stages: list[Training] = ["ppo", "sft"] if plan.evaluates_data_of == "ppo" else ["sft"]
     found = (_verl_value(plan, stage, f"{MODEL[stage]}.custom_chat_template") for stage in stages)
     template: str | None = next(filter(None, found), None)
     return template
@@ -278,10 +288,11 @@ def _evaluation_to_check(plan: Plan) -> dict[str, Any]:
 def upload(plan: Plan) -> SlurmJob:
     """Return the job that uploads the final model to the Hub."""
     hub = plan.recipe.hub
-    inputs = [plan.stage_dir("merge") if plan.final_model == plan.ppo_model else plan.sft_merge_dir]
+    inputs = [plan.result_dir("merge")] if plan.has("merge") else [*plan.sft_input]
     if "evaluate" in plan.stages:  # the card has its scores
         inputs.append(plan.stage_dir("evaluate"))
     settings = upload_settings(plan.final_model, hub.repo_id, hub.private) | publication.settings(plan)
+    settings |= _started_from(plan)
     return _job(plan, "upload", "upload", settings, _output(plan, "upload", inputs=inputs), hub=True)
 
 
@@ -296,6 +307,24 @@ def _adapter(plan: Plan, model: str) -> dict[str, str]:
     """
     is_adapter = plan.publishes_adapter and model == plan.final_model
     return {"adapter_of": plan.recipe.base_model} if is_adapter else {}
+
+
+def _started_from(plan: Plan) -> dict[str, str]:
+    """Return the identity of the model or the checkpoints that the run starts from; nothing in any other run.
+
+    With other files at the same path, the stages that take them start from zero. Another run's results are inputs.
+    """
+    return {"started_from": plan.start.id} if plan.start and plan.start.id else {}
+
+
+def _start_model(plan: Plan) -> dict[str, Any]:
+    """Return the setting with which ``prepare`` downloads or checks the model that the run starts from."""
+    if not plan.start or not (path := plan.given("sft")):
+        return {}
+    trains = "ppo" in plan.stages and not _verl_value(plan, "ppo", "data.custom_cls.path")
+    key = f"{MODEL['ppo']}.custom_chat_template"
+    templates = {f"ppo.verl.{key}": _verl_value(plan, "ppo", key)} if trains else {}
+    return {"start_model": {"source": plan.start.model, "directory": path, "chat_templates": templates}}
 
 
 def _reward(plan: Plan) -> dict[str, Any]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from llm_bridge.config.loader import load_cluster
+from llm_bridge.config.recipe import Stage
 from llm_bridge.exceptions import ClusterUnavailable
 from llm_bridge.operators.base import ClusterOperator
 from llm_bridge.operators.hub import NOT_PUBLISHED_XCOM
 from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM
+from llm_bridge.pipeline import keep_runs
 from llm_bridge.pipeline.approval import APPROVAL, GATE, evaluation_of, refusal
-from llm_bridge.pipeline.plan import COMPARE, UNCHANGED
+from llm_bridge.pipeline.plan import COMPARE, UNCHANGED, Plan
+from llm_bridge.pipeline.start import Start
 from llm_bridge.pipeline.unchanged import TRAINED_XCOM, of_previous_run
 from llm_bridge.ray.startup_timing import describe, seconds
 from llm_bridge.remote.messages import AttemptJob
@@ -38,6 +43,16 @@ ROWS = {
     "evaluate": "evaluate.run",
     "upload": "upload.run",
 }
+# Task -> stage whose size its Slurm job has.
+STAGE_OF: dict[str, Stage] = {
+    "prepare.run": "prepare",
+    "sft.train": "sft",
+    "sft.merge": "merge",
+    "ppo.ray_up": "ppo",
+    "merge.run": "merge",
+    "evaluate.run": "evaluate",
+    "upload.run": "upload",
+}
 # States of a task in a run that has succeeded.
 GOOD_STATES = {"success", "skipped"}
 
@@ -47,10 +62,12 @@ class SummaryOperator(ClusterOperator):
 
     It pushes an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
     "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
-    overrides changed in the recipe], "cluster", "efficiency": [{"job_id", "directory", and what the job used of its
-    request}], "evaluation": {...} or None, "refused": why the model is not published, or None, "unchanged_since":
-    the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of the newest earlier run
-    that was evaluated, with what its scores depend on, or None, "tuning": what SFT's tuner measured, or None}``.
+    overrides changed in the recipe], "started_from": the run, model or checkpoints that the run started from, or None,
+    "gpu_hours": of the newest job of each task, or None, "cluster", "efficiency": [{"job_id", "directory", and what the
+    job used of its request}], "evaluation": {...} or None, "refused": why the model is not published, or None,
+    "unchanged_since": the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of the
+    newest earlier run that was evaluated, with what its scores depend on, or None, "tuning": what SFT's tuner measured,
+    or None}``.
     """
 
     ui_color = "#eeeeee"
@@ -80,6 +97,8 @@ class SummaryOperator(ClusterOperator):
             "ray_phases_s": seconds(phases),
             "model": uploaded.get("result"),
             "changes": (plan or {}).get("changes", []),
+            "started_from": _started_from(plan),
+            "gpu_hours": gpu_hours(Plan.model_validate(plan), slurm) if slurm else None,
             "evaluation": evaluation_of(context),
             "refused": _refused(context) if states.get(ROWS["upload"]) == "skipped" else None,
             UNCHANGED: compared.get(UNCHANGED),
@@ -95,6 +114,8 @@ class SummaryOperator(ClusterOperator):
             self.log.info("Slurm job %s used of its request: %s", job["job_id"], accounting.describe(job))
         if why := (plan or {}).get("cluster_choice"):
             self.log.info("%s", why)
+        if summary["started_from"]:
+            self.log.info("started from %s", summary["started_from"])
         for change in summary["changes"]:
             self.log.info("changed against the recipe: %s", change)
         if phases:
@@ -117,6 +138,7 @@ class SummaryOperator(ClusterOperator):
         if compared.get("fingerprint"):
             trained = {"fingerprint": compared["fingerprint"], "run_id": summary[UNCHANGED] or ti.run_id}
             ti.xcom_push(key=TRAINED_XCOM, value=trained)
+        keep_runs.remove_old_runs(context, plan or {}, summary[UNCHANGED])
 
     def _cancel_left_over(self, plan: Any, slurm: dict[str, JobInfo]) -> None:
         """Cancel jobs that are still active: no task owns them any more.
@@ -195,18 +217,43 @@ def _previous(ti: Any) -> dict[str, Any] | None:
     return {"run_id": earlier["run_id"], "scores": scores, **report.comparable(found)}
 
 
+def gpu_hours(plan: Plan, slurm: dict[str, JobInfo]) -> float:
+    """Return the GPU-hours of a run's jobs.
+
+    Args:
+        plan: The run's plan.
+        slurm: What is known of the newest job of each task; two tasks of a shared allocation have the same one.
+    """
+    cluster = load_cluster(plan.cluster)
+    found: dict[str, float] = {}
+    for task, stage in STAGE_OF.items():
+        info = slurm.get(task)
+        if info and info.run_seconds:
+            gpus = plan.nodes(stage) * plan.gpus_per_node(stage, cluster)
+            found[info.job_id] = info.run_seconds * gpus / 3600
+    return round(sum(found.values()), 4)
+
+
+def _started_from(plan: dict[str, Any] | None) -> str | None:
+    start = (plan or {}).get("start")
+    return Start.model_validate(start).description if start else None
+
+
 def _refused(context: Context) -> str | None:
     found: str | None = context["ti"].xcom_pull(task_ids=ROWS["upload"], key=NOT_PUBLISHED_XCOM)
     return refusal(context) or found
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+COLUMNS = ("name", "state", "job_id", "queue_s", "run_s")
+
+
+def table(rows: Sequence[dict[str, Any]], columns: tuple[str, ...] = COLUMNS) -> list[str]:
     """Format rows as lines of text, in columns.
 
     Args:
-        rows: Dicts with the keys ``name``, ``state``, ``job_id``, ``queue_s``, ``run_s``.
+        rows: Dicts with the columns as keys.
+        columns: The keys, in order.
     """
-    columns = ("name", "state", "job_id", "queue_s", "run_s")
     cells = [list(columns)] + [["" if row[c] is None else str(row[c]) for c in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return [

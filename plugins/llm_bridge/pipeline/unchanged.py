@@ -30,6 +30,7 @@ _NOT_DECISIVE = {
     "clusters",
     "schedule",
     "skip_unchanged",
+    "keep_runs",
     "logger",
     "wandb",
     "allocation",
@@ -59,6 +60,8 @@ def fingerprint_of(plan: Plan, prepared: dict[str, Any] | None) -> str | None:
     for stage in ("prepare", "sft", "ppo", "merge", "evaluate", "upload"):
         recipe[stage] = {key: value for key, value in (recipe[stage] or {}).items() if key not in _SIZES}
     settings = {**recipe, "stages": plan.stages, "data_hash": data, "version": VERSION}
+    if plan.start:
+        settings["start"] = plan.start.model_dump(mode="json")
     return fingerprint.compute("run", settings)
 
 

@@ -30,6 +30,8 @@ MODULES = {
     "ray_request": (*_SHARED, "login.http_errors", "login.ray_request"),
     "check_site": (*_SHARED, "hub_status", "login.http_errors", "login.hub_access", "login.check_site"),
     "describe_site": (*_SHARED, "login.describe_site"),
+    "start_from": (*_SHARED, "login.stage_result", "login.start_from"),
+    "old_runs": (*_SHARED, "login.old_runs"),
     "evidence": (*_SHARED, "login.evidence"),
 }
 

@@ -539,6 +539,102 @@ class DescribeAnswer(NamedTuple):
     interfaces: Sequence[str] = ()
 
 
+# ---- start_from
+
+
+class StartRequest(NamedTuple):
+    """Look-up of what a run starts from.
+
+    Attributes:
+        setting: The field that set it, for messages.
+        stage: The first stage that runs.
+        path: Directory of a run, a model or, in front of the stage ``merge``, of checkpoints.
+        is_run: The path is that of a run.
+    """
+
+    setting: str
+    stage: str
+    path: str
+    is_run: bool = False
+
+
+class StartAnswer(NamedTuple):
+    """Complete results and files at the path of a StartRequest.
+
+    Attributes:
+        problems: Sentences about what is missing or incomplete.
+        id: Identity of the files of a model or of checkpoints.
+        results: Of a run: stage -> id of its finished result.
+        base_model: Of a run: directory of the model that its SFT was trained from; empty if unknown.
+        ppo_from: Of a run: directory of the model that its RL was trained from; empty if unknown.
+    """
+
+    problems: Sequence[str] = ()
+    id: str = ""
+    results: Dict[str, str] = {}
+    base_model: str = ""
+    ppo_from: str = ""
+
+
+# ---- old_runs
+
+
+class OldRunsRequest(NamedTuple):
+    """List of the runs of a DAG, or removal of some.
+
+    Attributes:
+        workspace: The cluster's workspace.
+        directory: ``WORKSPACE/DAG``.
+        seconds: Maximum time.
+        remove: Names of the runs to remove, besides what earlier requests have left; None lists the runs.
+    """
+
+    workspace: str
+    directory: str
+    seconds: float
+    remove: Optional[Sequence[str]] = None
+
+
+class RunFolder(NamedTuple):
+    """Directory of a run.
+
+    Attributes:
+        name: Its name.
+        dag_id: DAG of the run, as its jobs recorded it.
+        run_id: The run.
+        newest: Epoch seconds of the newest attempt's last change.
+        trained: A training stage has a result.
+        is_active: A job of it runs.
+        is_used: Another run has started from its results.
+    """
+
+    name: str
+    dag_id: str
+    run_id: str
+    newest: float
+    trained: bool
+    is_active: bool = False
+    is_used: bool = False
+
+
+class OldRunsAnswer(NamedTuple):
+    """The runs, or what was removed.
+
+    Attributes:
+        runs: The runs, in no order.
+        removed: Names of the runs whose directories no longer exist under their names.
+        freed: Bytes of the files that were deleted.
+        more: Files of removed runs are left: ask again with ``remove``.
+        problems: Sentences about what could not be done.
+    """
+
+    runs: Sequence[RunFolder] = ()
+    removed: Sequence[str] = ()
+    freed: int = 0
+    more: bool = False
+    problems: Sequence[str] = ()
+
+
 # ---- evidence
 
 
@@ -665,6 +761,7 @@ _NESTED: Dict[Any, Dict[str, Any]] = {
     CheckRequest: {"hub": HubAccess},
     CheckAnswer: {"findings": Finding},
     DescribeAnswer: {"folders": Folder},
+    OldRunsAnswer: {"runs": RunFolder},
     EvidenceRequest: {"signatures": SignatureQuery},
     EvidenceAnswer: {"found": LogMatch, "newest": SavedStep, "newest_before": SavedStep},
 }

@@ -67,6 +67,7 @@ def run(found: RunRecords, now: float | None = None) -> dict[str, Any]:
         if "ppo" in (plan.get("stages") or ())
         else None,
         "changes": plan.get("changes") or [],
+        "started_from": _started_from(plan),
         "settings": dict(_flat(recipe)),
         "now": now,
         "queued": found.queued,
@@ -331,6 +332,13 @@ def _commands(plan: Mapping[str, Any], attempts: list[dict[str, Any]]) -> list[d
     if directory := plan.get("directory"):
         rows.append({"name": "Files of the run", "command": f"ls -l {shlex.quote(str(directory))}"})
     return rows
+
+
+def _started_from(plan: Mapping[str, Any]) -> str | None:
+    """Return the run or the model that the run started from, and at which stage."""
+    start = _mapping(plan.get("start"))
+    source = start.get("run") or start.get("model")
+    return f"{source}, at stage {start.get('stage')}" if source else None
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -25,9 +25,9 @@ def dags() -> dict[str, Any]:
     return dict(bag.dags)
 
 
-def test_the_folder_has_four_dags_and_one_for_each_recipe_with_a_schedule(dags: dict[str, Any]) -> None:
+def test_the_folder_has_five_dags_and_one_for_each_recipe_with_a_schedule(dags: dict[str, Any]) -> None:
     assert set(dags) == {
-        *("post_training", "reap_orphans", "generate_answers", "cluster_doctor"),
+        *("post_training", "sweep_post_training", "reap_orphans", "generate_answers", "cluster_doctor"),
         *("nightly_tiny_cpu", "nightly_gsm8k_llama32_1b"),
     }
 
@@ -156,7 +156,8 @@ def test_the_form_offers_recipes_clusters_and_stages(dags: dict[str, Any]) -> No
     assert {"tiny_cpu", "gsm8k_llama32_1b"} <= set(params.get_param("recipe").schema["enum"])
     assert "local" in params.get_param("cluster").schema["enum"]
     fields = ["recipe", "cluster", "run_name", "base_model", "repo_id", "nodes", "allocation"]
-    assert list(params) == [*fields, "stages", "force_stages", "overrides"]
+    fields += ["stages", "force_stages", "start_stage", "start_from", "overrides"]
+    assert list(params) == fields
     shown = params.get_param("recipe").schema["values_display"]["tiny_cpu"]
     assert shown == "tiny_cpu: Tiny Llama on CPUs, for the local demo cluster"
     assert params.get_param("allocation").schema["enum"] == ["", "per_stage", "queue_ahead", "shared"]
@@ -175,8 +176,8 @@ def test_nightly_runs_follow_the_recipes_schedule_one_at_a_time_and_start_paused
     assert dags["post_training"].schedule is None
 
 
-def test_a_recipe_that_is_wrong_keeps_its_dag_and_those_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_recipe_that_is_wrong_keeps_its_dag_and_those_of_the_others_and_is_an_import_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(ROOT / "include", tmp_path / "include")
     monkeypatch.setenv("LLM_BRIDGE_INCLUDE", str(tmp_path / "include"))
@@ -184,7 +185,14 @@ def test_a_recipe_that_is_wrong_keeps_its_dag_and_those_of_the_others(
     (recipes / "typo.yaml").write_text("base_modle: a/b\nschedule: '5 1 * * *'  # cron\n")
     (recipes / "no_cron.yaml").write_text("base_model: a/b\nschedule: every night\n")
     (recipes / "half.yaml").write_text("schedule: 1 2 * * *\n  base_model: [\n")
+    (recipes / "other.yaml").write_text("base_model: a/b\nschedul: '5 1 * * *'\n")
+    (message,) = DagBag(dag_folder=str(ROOT / "dags" / "check_recipes.py")).import_errors.values()
+    assert "include/recipes/other.yaml is not valid" in message and "Did you mean schedule?" in message
+    assert "include/recipes/no_cron.yaml" in message and "must be a cron line" in message
+    caplog.clear()
     bag = DagBag(dag_folder=str(ROOT / "dags" / "nightly_post_training.py"))
+    # Every task of every nightly DAG parses this file.
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert not bag.import_errors
     found = {dag_id: dag.schedule for dag_id, dag in bag.dags.items()}
     assert found == {

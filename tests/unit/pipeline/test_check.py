@@ -27,7 +27,16 @@ from llm_bridge.exceptions import (
 from llm_bridge.pipeline import check, first_contact, site_checks
 from llm_bridge.pipeline.check import CheckOperator, check_site, planned_jobs
 from llm_bridge.pipeline.plan import Plan, make_plan
-from llm_bridge.remote.messages import ERROR, OK, CheckAnswer, CheckRequest, Finding, HubAccess
+from llm_bridge.remote.messages import (
+    ERROR,
+    OK,
+    CheckAnswer,
+    CheckRequest,
+    Finding,
+    HubAccess,
+    StartAnswer,
+    StartRequest,
+)
 from llm_bridge.remote.transport import CommandFailed, Completed
 from llm_bridge.slurm.capacity import TooLarge
 from llm_bridge.slurm.site_names import WrongNames
@@ -44,6 +53,8 @@ class Client:
         self.cluster = load_cluster("local")
         self.answer = CheckAnswer([Finding("Hub token", OK, "the token belongs to ada")])
         self.request: CheckRequest | None = None
+        self.start = StartAnswer()
+        self.start_request: StartRequest | None = None
         self.tested: list[str | None] = []
         self.error: Exception | None = None
         self.refuses: str | None = None
@@ -68,7 +79,11 @@ class Client:
     async def too_large(self, jobs: list[ResolvedJob]) -> list[list[TooLarge]]:
         return [self.large for _ in jobs]
 
-    async def call_helper(self, helper: str, request: CheckRequest, answer: Any) -> CheckAnswer:
+    async def call_helper(self, helper: str, request: Any, answer: Any) -> Any:
+        if helper == "start_from":
+            assert answer is StartAnswer
+            self.start_request = request
+            return self.start
         assert (helper, answer) == ("check_site", CheckAnswer)
         if self.error:
             raise self.error
@@ -223,6 +238,50 @@ async def test_the_paths_of_the_environment_are_checked_with_their_keys(
     edit(include / "clusters" / "local.yaml", environment=environment)
     await check_site(plan())
     assert client.request and client.request.readable[path] == f"{key} in include/clusters/local.yaml"
+
+
+async def test_what_a_run_starts_from_is_looked_up_and_becomes_part_of_its_plan(client: Client) -> None:
+    made = plan(start_stage="merge", start_from="other")
+    client.start = StartAnswer(results={"ppo": "id", "merge": "x"}, ppo_from="/models/start")
+    found = await check_site(made)
+    assert client.start_request and client.start_request.path == f"{made.workspace}/d/other"
+    assert client.start_request.is_run and client.start_request.stage == "merge"
+    assert found.start and found.start.results == {"ppo": "id"} and found.ppo_starts_from == "/models/start"
+    assert "sft" not in found.evaluated, "that run has no SFT"
+    client.start = StartAnswer(id="files")
+    found = await check_site(plan(start_stage="ppo", start_from="/models/mine"))
+    assert found.start and found.start.id == "files"
+
+
+async def test_a_run_that_cannot_be_taken_over_is_reported_with_all_other_problems(client: Client) -> None:
+    client.answer = wrong("no venv")
+    client.start = StartAnswer(["start_from in the trigger form: no such run"])
+    with pytest.raises(
+        ConfigError, match=r"2 errors, nothing was submitted:\n  - no venv\n  - start_from in the"
+    ):
+        await check_site(plan(start_stage="ppo", start_from="other"))
+
+
+async def test_sft_of_another_base_model_is_not_taken_over(client: Client) -> None:
+    client.start = StartAnswer(results={"sft": "id"}, base_model="/models/other")
+    with pytest.raises(
+        ConfigError, match=r"SFT of run other was trained from /models/other, but this run's base_m"
+    ):
+        await check_site(plan(start_stage="ppo", start_from="other"))
+
+
+async def test_a_model_on_the_hub_is_left_to_prepare(client: Client) -> None:
+    await check_site(plan(start_stage="ppo", start_from="me/mine"))
+    assert client.start_request is None
+
+
+async def test_a_condition_of_publication_that_needs_a_model_which_the_other_run_lacks_is_refused(
+    client: Client, include: Path
+) -> None:
+    edit(include / "recipes" / "tiny_cpu.yaml", publish={"better_than": "sft"})
+    client.start = StartAnswer(results={"merge": "id"})
+    with pytest.raises(ConfigError, match=r"publish\.better_than is 'sft', but this run does not have both"):
+        await check_site(plan(start_stage="evaluate", start_from="other"))
 
 
 async def test_an_image_in_a_registry_is_no_path(client: Client, include: Path) -> None:

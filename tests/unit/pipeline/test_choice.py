@@ -38,10 +38,11 @@ class Sites:
         self.estimated: list[str] = []
         self.store = Store()
 
-    async def check_site(self, plan: Plan) -> None:
+    async def check_site(self, plan: Plan) -> Plan:
         self.checked.append(plan.cluster)
         if error := self.refuses.get(plan.cluster):
             raise error
+        return plan
 
     @asynccontextmanager
     async def open_client(self, name: str) -> AsyncIterator[Any]:
@@ -145,10 +146,11 @@ def test_a_check_that_fails_has_chosen_nothing(sites: Sites) -> None:
     """Between the choice and the last check, the cluster that was chosen stops answering."""
     calls = []
 
-    async def check_site(plan: Plan) -> None:
+    async def check_site(plan: Plan) -> Plan:
         calls.append(plan.cluster)
         if len(calls) == 4:
             raise LoginNodeUnreachable("down")
+        return plan
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "check_site", check_site)

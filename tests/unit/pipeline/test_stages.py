@@ -204,8 +204,9 @@ def test_a_pull_request_moves_no_tags(include: Path) -> None:
     assert settings["pull_request"] is True and "tags" not in settings
 
 
-def test_a_scheduled_run_is_a_nightly_model_and_a_recipe_may_have_no_card(include: Path) -> None:
+@pytest.mark.parametrize("kind", ["scheduled", "backfill"])
+def test_a_scheduled_run_is_a_nightly_model_and_a_recipe_may_have_no_card(include: Path, kind: str) -> None:
     edit(include / "recipes" / "tiny_cpu.yaml", hub={"repo_id": "me/model", "card": False})
     params = {"recipe": "tiny_cpu", "cluster": "local"}
-    settings = stages.upload(make_plan(params, "d", "scheduled__2026-11-27T22:00:00+00:00")).settings
+    settings = stages.upload(make_plan(params, "d", f"{kind}__2026-11-27T22:00:00+00:00")).settings
     assert settings["tags"][1:] == ["nightly-2026-11-27", "latest-good"] and "card" not in settings

@@ -32,6 +32,8 @@ from llm_bridge.remote.messages import (
     JobNews,
     JobQuery,
     LogQuery,
+    OldRunsAnswer,
+    OldRunsRequest,
     PollAnswer,
     PollRequest,
     RateBudget,
@@ -40,6 +42,8 @@ from llm_bridge.remote.messages import (
     ResultAnswer,
     ResultRequest,
     StageRequest,
+    StartAnswer,
+    StartRequest,
     SubmitAnswer,
     SubmitRequest,
     decode,
@@ -175,6 +179,14 @@ def requests(folder: Path) -> dict[str, tuple[Any, Any]]:
         "describe_site": (
             DescribeRequest([str(folder), "$NOWHERE", "/nowhere"], [f"{folder}/*.sh"]),
             ANY,
+        ),
+        "start_from": (
+            StartRequest("start_from", "ppo", f"{folder}/dag/none", is_run=True),
+            StartAnswer([f"start_from: the cluster has no run none in {folder}/dag (no run is there)"]),
+        ),
+        "old_runs": (
+            OldRunsRequest(str(folder), f"{folder}/no", 10.0),
+            OldRunsAnswer(problems=[f"{folder}/no is no directory of runs"]),
         ),
         "evidence": (evidence.request(evidence.LogLocation("c", "7", str(folder), ()), None), ANY),
     }

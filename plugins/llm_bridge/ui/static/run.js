@@ -229,6 +229,7 @@ function head(run) {
       el("a", { href: "runs" }, "All runs, compare")),
     el("div", { class: "facts" }, facts.map(([name, value]) => el("div", {}, el("span", {}, name), value || "–"))),
     run.cluster_choice && el("p", { class: "quiet" }, run.cluster_choice),
+    run.started_from && el("p", {}, `Started from ${run.started_from}`),
     run.changes.length > 0 && el("details", {}, el("summary", {}, `${run.changes.length} change(s) against the recipe`),
       run.changes.map((change) => el("pre", {}, change))));
 }

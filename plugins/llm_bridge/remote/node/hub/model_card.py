@@ -181,6 +181,8 @@ def _data(run: dict[str, Any]) -> list[dict[str, Any]]:
 def _origin(run: dict[str, Any], base: str, data: list[dict[str, Any]]) -> str:
     revision = _json(Path(run["base_model_dir"]) / SOURCE).get("revision")
     lines = [("Base model", f"{_name(base)}{_at(revision)}"), ("Recipe", run["recipe"]), ("Run", run["run"])]
+    if started := run.get("started_from"):
+        lines.append(("Started from", started))
     for entry in data:
         content = f", hash `{entry['hash']}`" if entry["hash"] else ""
         sources = ", ".join(f"{name}{_at(revision)}" for name, revision in entry["sources"].items())

@@ -179,19 +179,20 @@ def data_reports(settings: Settings, tokenizer: Any) -> dict[str, dict[str, Any]
     return found
 
 
-def prepare_model(settings: Settings, skipped: list[str]) -> str:
-    """Download the base model, or check the one at the recipe's absolute path.
+def prepare_model(settings: Settings, skipped: list[str], key: str = "base_model") -> str:
+    """Download a model, or check the one at an absolute path.
 
     Args:
-        settings: The stage's settings.json.
+        settings: The stage's settings.json: ``base_model`` is the model, ``model_dir`` the directory of a download.
         skipped: Receives ``model`` if there was nothing to download.
+        key: The recipe's key or the form's field that set the model, for messages.
 
     Returns:
         The model's directory.
     """
     source: str = settings["base_model"]
     if source.startswith("/"):
-        _check_model(Path(source))
+        _check_model(Path(source), key)
         log_line(f"model: {source}")
         skipped.append("model")
         return source
@@ -207,7 +208,7 @@ def prepare_model(settings: Settings, skipped: list[str]) -> str:
             log_line(f"model: {final} was made by another run meanwhile")
             skipped.append("model")
             return str(final)
-        revision = _download_model(source, final)
+        revision = _download_model(source, final, key)
     log_line(f"model: {source} at {revision} in {final}")
     return str(final)
 
@@ -282,7 +283,7 @@ def _warn_unlocked(path: Path, final: Path, error: OSError) -> None:
     log_line(f"model: {path} cannot be locked ({error.strerror}); another run may download {final} as well")
 
 
-def _download_model(source: str, final: Path) -> str:
+def _download_model(source: str, final: Path, key: str) -> str:
     # A directory of this run's own, in which its next attempt resumes the download. huggingface_hub deletes a file that
     # a second process has just completed and downloads it again, so two runs must not share one.
     run = hashlib.sha256(str(attempt().parent.parent).encode()).hexdigest()[:8]
@@ -290,14 +291,14 @@ def _download_model(source: str, final: Path) -> str:
     revision = download.download_model(source, unfinished, final)
     if problems := loadable.problems(unfinished):
         raise JobError(
-            f"base_model: {source} on the Hub is not a complete Hugging Face model: {'; '.join(problems)}",
+            f"{key}: {source} on the Hub is not a complete Hugging Face model: {'; '.join(problems)}",
             kind="bad_config",
         )
     install(unfinished, final, {"source": source, "revision": revision})
     return revision
 
 
-def _check_model(model: Path) -> None:
+def _check_model(model: Path, key: str) -> None:
     try:
         problems = loadable.problems(model)
         for path in model.iterdir():
@@ -305,11 +306,11 @@ def _check_model(model: Path) -> None:
                 path.open("rb").close()
     except OSError as error:
         raise JobError(
-            f"base_model: {error.filename or model}: {error.strerror} on this node", kind="missing_path"
+            f"{key}: {error.filename or model}: {error.strerror} on this node", kind="missing_path"
         ) from error
     if problems:
         raise JobError(
-            f"base_model: {model} is not a complete Hugging Face model: {'; '.join(problems)}",
+            f"{key}: {model} is not a complete Hugging Face model: {'; '.join(problems)}",
             kind="bad_config",
         )
 
@@ -332,6 +333,24 @@ def check_tokenizer(settings: Settings, model: Path) -> Any:
     for key, template in settings["chat_templates"].items():
         loadable.check_chat_template(tokenizer, model, key, template)
     return tokenizer
+
+
+def prepare_start(settings: Settings) -> None:
+    """Download or check the model that the run starts from, and load its tokenizer as training does.
+
+    Args:
+        settings: The stage's settings.json; without ``start_model`` there is nothing to do.
+
+    Raises:
+        JobError: The model is incomplete, or training could not load its tokenizer or format its data.
+    """
+    if not (start := settings.get("start_model")):
+        return
+    wanted = {"base_model": start["source"], "model_dir": start["directory"]}
+    model = Path(prepare_model(wanted, [], "start_from"))
+    tokenizer = loadable.load_tokenizer(model, "start_from", trust_remote_code=settings["trust_remote_code"])
+    for key, template in start["chat_templates"].items():
+        loadable.check_chat_template(tokenizer, model, key, template)
 
 
 def check_training(settings: Settings) -> None:
@@ -418,6 +437,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
     if not measured:
         model = prepare_model(settings, skipped)
     tokenizer = check_tokenizer(settings, Path(model))
+    prepare_start(settings)
     check_evaluation(settings)
     found = {"data": data_reports(settings, tokenizer), "model_path": model, "skipped": skipped}
     return found | ({"environment": environment} if environment else {})

@@ -1,0 +1,153 @@
+"""Grid of a sweep: lines ``KEY = VALUE, VALUE, …``, whose combinations are one run each.
+
+A key is one of the form's field *Overrides* (``sft.KEY`` and ``ppo.KEY``, with the same values), or ``recipe``,
+``base_model`` or ``nodes`` of the trigger form. A value with a comma stands in quotes, brackets or braces. Empty lines
+and lines that start with ``#`` are ignored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import yaml
+
+from llm_bridge.config import overrides
+from llm_bridge.exceptions import ConfigError
+
+MAX_POINTS = 64
+# Fields of the trigger form that may differ between the runs.
+FIELDS = ("recipe", "base_model", "nodes")
+EXAMPLE = "ppo.actor_rollout_ref.actor.optim.lr = 1.0e-6, 3.0e-6"
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+
+
+class Axis(NamedTuple):
+    """One line: a key and the texts of its values."""
+
+    line: int
+    key: str
+    values: list[str]
+
+
+class Point(NamedTuple):
+    """One combination.
+
+    Attributes:
+        settings: Key -> text of its value, in the order of the lines.
+    """
+
+    settings: dict[str, str]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Fields of the trigger form."""
+        return {key: value for key, value in self.settings.items() if key in FIELDS}
+
+    @property
+    def overrides(self) -> str:
+        """Lines of the form's field *Overrides*."""
+        return "\n".join(f"{key}={value}" for key, value in self.settings.items() if key not in FIELDS)
+
+    @property
+    def text(self) -> str:
+        """Name of it for people: the last part of each key, and its value."""
+        return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
+
+
+def parse(text: str) -> list[Point]:
+    """Return the points of a grid; the last line changes first.
+
+    Args:
+        text: The field of the form.
+
+    Raises:
+        ConfigError: Names every line that cannot be used, with its number, or the number of points.
+    """
+    axes: list[Axis] = []
+    errors: list[str] = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        try:
+            axis = _parse_line(number, line)
+            before = next((a.line for a in axes if _plain(a.key) == _plain(axis.key)), None)
+            if before:
+                raise ValueError(
+                    f"{_plain(axis.key)} is set in line {before} already: write all its values there"
+                )
+            axes.append(axis)
+        except (ValueError, ConfigError) as error:
+            errors.append(f"line {number} ({line}): {error}")
+    if errors:
+        raise ConfigError("the trigger form, sweep:\n  - " + "\n  - ".join(errors))
+    if not axes:
+        raise ConfigError(f"the trigger form, sweep: the grid is empty: write a line such as {EXAMPLE}")
+    count = 1
+    for axis in axes:
+        count *= len(axis.values)
+    if count > MAX_POINTS:
+        sizes = " x ".join(str(len(axis.values)) for axis in axes)
+        raise ConfigError(
+            f"the trigger form, sweep: {sizes} = {count} runs, but at most {MAX_POINTS} are allowed: give fewer values"
+        )
+    keys = [axis.key for axis in axes]
+    combinations = itertools.product(*(axis.values for axis in axes))
+    return [Point(dict(zip(keys, values, strict=True))) for values in combinations]
+
+
+def _plain(key: str) -> str:
+    return key.replace("+", "")
+
+
+def _parse_line(number: int, line: str) -> Axis:
+    key, equals, text = (part.strip() for part in line.partition("="))
+    if not equals:
+        raise ValueError(f"is not KEY = VALUE, VALUE, such as {EXAMPLE}")
+    if key not in FIELDS and re.split(r"\.", key.lstrip("+"), maxsplit=1)[0] not in overrides.STAGES:
+        stages = ", ".join(f"{stage}.KEY" for stage in overrides.STAGES)
+        raise ValueError(f"{key!r} is no key of a sweep: allowed are {stages}, {', '.join(FIELDS)}")
+    values = [value.strip() for value in _split(text)]
+    if not all(values):
+        raise ValueError("a value is empty: remove the comma, or write '' for an empty text")
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"the value {twice[0]} stands twice: remove one")
+    for value in values:
+        if key in FIELDS:
+            continue
+        try:
+            overrides.parse(f"{key}={value}")
+        except ConfigError as error:  # with the line of a text that nobody has written
+            raise ValueError(str(error).rpartition("): ")[2]) from None
+    if key in FIELDS:
+        values = [str(yaml.safe_load(value)) for value in values]
+    return Axis(number, key, values)
+
+
+def _split(text: str) -> Iterator[str]:
+    """Yield the parts of a text between commas that are in no quotes and no brackets.
+
+    Raises:
+        ValueError: A quote or a bracket is not closed.
+    """
+    part, expected, quote = "", [], ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"" and not part.strip():
+            quote = char
+        elif char in _CLOSING:
+            expected.append(_CLOSING[char])
+        elif expected and char == expected[-1]:
+            expected.pop()
+        elif char == "," and not expected:
+            yield part
+            part = ""
+            continue
+        part += char
+    if quote or expected:
+        raise ValueError(f"{quote or expected[-1]} is missing at the end of a value")
+    yield part

@@ -1,0 +1,70 @@
+"""Grid of a sweep."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_bridge.config.sweep import MAX_POINTS, parse
+from llm_bridge.exceptions import ConfigError
+
+LR, N = "ppo.actor_rollout_ref.actor.optim.lr", "ppo.actor_rollout_ref.rollout.n"
+
+
+def test_each_combination_of_the_lines_is_a_point() -> None:
+    points = parse(f"# learning rate\n{LR} = 1.0e-6, 3.0e-6\n\n{N}=4,8\n")
+    assert [point.text for point in points] == [
+        f"lr={lr}, n={n}" for lr in ("1.0e-6", "3.0e-6") for n in ("4", "8")
+    ]
+    assert points[0].overrides == f"{LR}=1.0e-6\n{N}=4"
+
+
+def test_commas_in_quotes_and_brackets_separate_no_values() -> None:
+    points = parse("sft.model.target_modules = [q_proj, k_proj], \"a, b\", 'all-linear'")
+    assert [point.overrides.partition("=")[2] for point in points] == [
+        "[q_proj, k_proj]",
+        '"a, b"',
+        "'all-linear'",
+    ]
+
+
+def test_fields_of_the_form_are_no_overrides() -> None:
+    points = parse(f"base_model = me/a, /models/b\nnodes = 1\n{N} = 4")
+    assert points[1].fields == {"base_model": "/models/b", "nodes": "1"}
+    assert points[1].overrides == f"{N}=4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the grid is empty: write a line such as ppo"),
+        ("# nothing", "the grid is empty"),
+        (N, r"line 1 \(.*\): is not KEY = VALUE"),
+        (
+            "rollout.n = 1, 2",
+            r"'rollout\.n' is no key of a sweep: allowed are sft\.KEY, ppo\.KEY, recipe, base_m",
+        ),
+        (f"{N} = 4, , 8", "a value is empty"),
+        (f"{N} =", "a value is empty"),
+        (f"{N} = 4, 4", "the value 4 stands twice"),
+        (f"{N} = [4, 8", r"\] is missing at the end"),
+        (f"{N} = 'a, b", "' is missing at the end"),
+        (f"{N} = 4\nsft.optim.lr = 1\n+{N} = 8", r"line 3 .*rollout\.n is set in line 1 already"),
+        ("ppo.keep = 1, 2", r"ppo\.keep is a key of recipes and not of verl"),
+        (f"{N} = *a", "alias of YAML"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s)the trigger form, sweep.*{message}"):
+        parse(text)
+
+
+def test_all_wrong_lines_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)line 1 .*line 3 "):
+        parse(f"x = 1\n{N} = 4\ny")
+
+
+def test_the_number_of_runs_is_limited() -> None:
+    eight = ", ".join(map(str, range(8)))
+    assert len(parse(f"{N} = {eight}\n{LR} = {eight}")) == MAX_POINTS
+    with pytest.raises(ConfigError, match="8 x 9 = 72 runs, but at most 64"):
+        parse(f"{N} = {eight}\n{LR} = {eight}, 9")
