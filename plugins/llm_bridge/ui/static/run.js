@@ -125,6 +125,14 @@ function yRange(plot, low, high) {
   return [low - room, high + room];
 }
 
+// As many digits as tell neighbouring ticks apart.
+function tickTexts(plot, ticks, axis, space, each) {
+  const largest = Math.max(...ticks.map(Math.abs));
+  return ticks.map((tick) => number(tick, largest ? Math.max(3, Math.min(9, Math.ceil(Math.log10(largest / each)) + 1)) : 3));
+}
+// Steps are whole numbers.
+const STEPS = Array.from({ length: 10 }, (_, power) => [1, 2, 5].map((first) => first * 10 ** power)).flat();
+
 const charts = {
   shown: new Map(), // title -> {plot, box, key, definition}
   colours() {
@@ -135,21 +143,28 @@ const charts = {
   show(container, title, series, time) {
     const key = JSON.stringify(series.map((one) => one.label));
     const data = uPlot.join(series.map((one) => [one.x, one.y]));
+    const points = series.reduce((sum, one) => sum + one.x.length, 0);
+    const describe = (box) => {
+      box.dataset.points = points;
+      box.setAttribute("aria-label", `${title}: ${points} points of ${series.map(({ label }) => label).join(", ")}`);
+    };
     const known = this.shown.get(title);
     if (known && known.key === key && known.box.isConnected) {
       known.definition = { title, series, time };
       known.plot.setData(data);
+      describe(known.box);
       return;
     }
     if (known) { known.plot.destroy(); known.box.remove(); }
-    const box = el("div", { class: "chart" }, el("div", { class: "title" }, title));
+    const box = el("div", { class: "chart", role: "figure" }, el("div", { class: "title" }, title));
+    describe(box);
     container.append(box);
     const { text, line } = this.colours();
     const axis = { stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "11px system-ui" };
     const plot = new uPlot({
       width: Math.max(200, box.clientWidth), height: 180,
       scales: { x: { time: Boolean(time) }, y: { range: yRange } },
-      axes: [{ ...axis, size: 28, space: 60 }, { ...axis, size: 56, values: (u, ticks) => ticks.map((v) => number(v, 3)) }],
+      axes: [{ ...axis, size: 28, space: 60, ...(time ? {} : { incrs: STEPS }) }, { ...axis, size: 60, values: tickTexts }],
       series: [{ label: time ? "time" : "step" }, ...series.map((one, n) => ({
         label: one.label, stroke: COLOURS[(one.colour ?? n) % COLOURS.length], width: 1.5, spanGaps: true,
         points: { show: one.x.length < 40 }, value: (u, v) => number(v),
@@ -255,6 +270,17 @@ function activity(run) {
   const waiting = run.tasks.filter(({ state, task_id: id }) => ["running", "deferred", "up_for_retry", "awaiting_input"].includes(state) && !active.some(({ task }) => task === id));
   lines.push(...waiting.map((task) => el("div", {}, badge(task.state), ` ${task.task_id}, try ${task.try_number} of ${task.max_tries}`)));
   return lines.length ? card("Now", ...lines) : null;
+}
+
+// Tasks that failed and have no diagnosed attempt below: those before the first job, and those without a job.
+function failures(run) {
+  const failed = run.tasks.filter(({ state, task_id: id }) => state === "failed" && id !== "summary"
+    && !run.attempts.some(({ task, diagnosis }) => task === id && diagnosis));
+  if (failed.length) {
+    return card("Failed without a job's diagnosis", ...failed.map((task) => el("div", {}, badge(task.state), " ",
+      outward(airflow(task.link), task.task_id), ": its log says why. Then clear the task in Airflow.")));
+  }
+  return run.attempts.length ? null : card(null, el("div", { class: "quiet" }, "No job has been submitted yet."));
 }
 
 function gantt(run) {
@@ -386,7 +412,7 @@ function slots(...names) {
 
 async function showRun(dag, run) {
   const path = `api/runs/${encodeURIComponent(dag)}/${encodeURIComponent(run)}`;
-  const put = slots("head", "now", "gantt", "attempts", "curves", "evaluation", "data", "more");
+  const put = slots("head", "now", "failures", "gantt", "attempts", "curves", "evaluation", "data", "more");
   const area = main.querySelector('[data-slot="curves"]');
   let seen = null;
   for (;;) {
@@ -397,6 +423,7 @@ async function showRun(dag, run) {
         const { data, evaluation, gate, tasks, attempts, ...rest } = found;
         put("head", rest, () => head(found));
         put("now", [attempts, tasks, found.now], () => activity(found));
+        put("failures", [attempts, tasks], () => failures(found));
         put("gantt", [attempts, found.now], () => gantt(found));
         put("evaluation", [evaluation, gate], () => evaluationCard(found));
         put("attempts", attempts, () => attemptsCard(found));
