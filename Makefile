@@ -8,7 +8,7 @@ export MYPY_CACHE_DIR := build/cache/mypy
 .PHONY: help setup airflow-env demo up status down clean unit test docs lint format
 .PHONY: chaos ray-report failures-report sites-report data-report recipes-report log-probs-report
 .PHONY: upload-report gpu-trial bench
-.PHONY: compose-env compose-verify
+.PHONY: compose-env compose-verify browser-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -78,6 +78,10 @@ upload-report: setup ## upload three shards, beside hf upload, in turns: build/u
 bench: setup ## measure speed beside peers: docs/performance.md, build/bench/report.json (a part: SECTIONS="notice submit")
 	@PYTHONPATH=plugins:. $(PYTHON) -m benchmarks.bench $(SECTIONS)
 
+browser-test: ## use form and run page in headless Chromium (10 minutes, no part of make test): build/browser/*.png
+	@./setup.sh browser
+	@$(PYTHON) -m pytest tests/browser
+
 compose-env: ## write .env for docker compose with generated keys and passwords; keeps existing values
 	@python3 docker/make_env.py
 
@@ -99,7 +103,7 @@ test: setup lint ## run lint and all tests, on real local clusters
 	    >build/e2e-and-chaos-tests.log 2>&1 & long=$$!; \
 	$(PYTHON) -m pytest -n 2 tests/unit tests/docker; unit=$$?; \
 	$(PYTHON) -m pytest --ignore=tests/unit --ignore=tests/docker --ignore=tests/e2e --ignore=tests/operators \
-	    --ignore=tests/chaos; others=$$?; \
+	    --ignore=tests/chaos --ignore=tests/browser; others=$$?; \
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests/operators; operators=$$?; \
 	wait $$long; long=$$?; \
 	cat build/e2e-and-chaos-tests.log; \

@@ -2,7 +2,8 @@
 # Install what the demo and the tests need: Debian packages (as root), and two Python environments below
 # ${LLM_BRIDGE_HOME:-/var/tmp/llm-bridge}. Installed packages and valid environments stay unchanged; nothing is started.
 #
-# usage: setup.sh [airflow]     "airflow": only the environment of Airflow and the development tools, without root
+# usage: setup.sh [airflow|browser]   "airflow": only the environment of Airflow and the development tools, no root
+#                                     "browser": everything, and what make browser-test needs
 #
 #   LLM_BRIDGE_HOME         directory of the environments; unprivileged users need search permission on it
 #   LLM_BRIDGE_PYTHON       Python 3.11 to 3.13 for Airflow (default: the first one found)
@@ -148,6 +149,11 @@ cluster_env() {
     printf '%s' "$1" >"$home/cluster-env/.llm-bridge-setup"
 }
 
+browser_driver() {
+    pip_install "$home/airflow-env" -r requirements-browser.txt -c constraints/airflow.txt
+    printf '%s' "$1" >"$home/airflow-env/.llm-bridge-browser"
+}
+
 environments() {
     local airflow cluster python verl_cpu
     mapfile -t verl_cpu < <(find testing/local_cluster/verl_cpu -name '*.py' -o -name '*.toml' | LC_ALL=C sort)
@@ -158,7 +164,7 @@ environments() {
         (trap - INT; step airflow-env "$logs/airflow-env.log" airflow_env "$python" "$airflow") &
         jobs+=($!)
     fi
-    if [ "$1" = all ] && ! up_to_date cluster-env "$cluster"; then
+    if [ "$1" != airflow ] && ! up_to_date cluster-env "$cluster"; then
         (trap - INT; step cluster-env "$logs/cluster-env.log" cluster_env "$cluster") &
         jobs+=($!)
     fi
@@ -173,6 +179,14 @@ mkdir -p "$logs" 2>/dev/null || fail "cannot write to $home: run \"make setup\" 
 exec 9>"$home/setup.lock"
 flock 9 # a second `make` waits for the first
 begin=$(now_ms)
-if [ "${1:-all}" = all ]; then system_packages; fi
-environments "${1:-all}"
+what=${1:-all}
+if [ "$what" = browser ]; then PACKAGES+=(chromium fonts-noto-core); fi
+if [ "$what" != airflow ]; then system_packages; fi
+environments "$what"
+if [ "$what" = browser ]; then
+    driver=$(fingerprint requirements-browser.txt)
+    if [ "$(cat "$home/airflow-env/.llm-bridge-browser" 2>/dev/null)" != "$driver" ]; then
+        step browser-driver "$logs/browser-driver.log" browser_driver "$driver"
+    fi
+fi
 printf 'setup: ready in %s s (%s)\n' "$(seconds_since "$begin")" "$home"
