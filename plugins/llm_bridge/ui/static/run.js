@@ -130,6 +130,7 @@ function tickTexts(plot, ticks, axis, space, each) {
   const largest = Math.max(...ticks.map(Math.abs));
   return ticks.map((tick) => number(tick, largest ? Math.max(3, Math.min(9, Math.ceil(Math.log10(largest / each)) + 1)) : 3));
 }
+const tickWidth = (plot, texts) => 22 + 6.5 * Math.max(4, ...(texts || []).map((text) => text.length));
 // Steps are whole numbers.
 const STEPS = Array.from({ length: 10 }, (_, power) => [1, 2, 5].map((first) => first * 10 ** power)).flat();
 
@@ -164,7 +165,7 @@ const charts = {
     const plot = new uPlot({
       width: Math.max(200, box.clientWidth), height: 180,
       scales: { x: { time: Boolean(time) }, y: { range: yRange } },
-      axes: [{ ...axis, size: 28, space: 60, ...(time ? {} : { incrs: STEPS }) }, { ...axis, size: 60, values: tickTexts }],
+      axes: [{ ...axis, size: 28, space: 60, ...(time ? {} : { incrs: STEPS }) }, { ...axis, size: tickWidth, values: tickTexts }],
       series: [{ label: time ? "time" : "step" }, ...series.map((one, n) => ({
         label: one.label, stroke: COLOURS[(one.colour ?? n) % COLOURS.length], width: 1.5, spanGaps: true,
         points: { show: one.x.length < 40 }, value: (u, v) => number(v),
@@ -278,7 +279,7 @@ function failures(run) {
     && !run.attempts.some(({ task, diagnosis }) => task === id && diagnosis));
   if (failed.length) {
     return card("Failed without a job's diagnosis", ...failed.map((task) => el("div", {}, badge(task.state), " ",
-      outward(airflow(task.link), task.task_id), ": its log says why. Then clear the task in Airflow.")));
+      outward(airflow(task.link), task.task_id), ": its log says why. Fix the cause, then clear the task in Airflow.")));
   }
   return run.attempts.length ? null : card(null, el("div", { class: "quiet" }, "No job has been submitted yet."));
 }
@@ -388,7 +389,7 @@ function moreCard(run) {
   const parts = [];
   if (run.checkpoints.length) parts.push(el("h3", {}, "Checkpoints and models"), table(["Stage", "Step", "Path"], run.checkpoints.map((c) => [c.stage, right(c.step == null ? "–" : String(c.step)), c.path])));
   if (run.links.length) parts.push(el("h3", {}, "Links"), el("div", { class: "row" }, run.links.map(({ name, url }) => outward(url, name))));
-  parts.push(el("h3", {}, "Logs"), el("div", { class: "row" }, run.tasks.filter(({ state }) => state && state !== "skipped").map((t) => outward(airflow(t.link), t.task_id))));
+  parts.push(el("h3", {}, "Logs"), el("div", { class: "row" }, run.tasks.filter(({ state }) => state && !["skipped", "upstream_failed"].includes(state)).map((t) => outward(airflow(t.link), t.task_id))));
   if (run.commands.length) parts.push(el("h3", {}, "Commands for the login node"), ...run.commands.map(({ name, command }) =>
     el("div", {}, el("div", { class: "quiet" }, name), el("div", { class: "command" }, el("pre", {}, command), copyButton(command)))));
   return card("Files, logs and links", ...parts);
