@@ -88,9 +88,10 @@ compose-env: ## write .env for docker compose with generated keys and passwords;
 compose-verify: setup ## build and start the containers, and run the demo in them twice (VERIFY=--keep)
 	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.compose_verify $(VERIFY)
 
-docs: airflow-env ## write docs/troubleshooting.md and docs/reference.md from the tables and models they describe
+docs: airflow-env ## write troubleshooting.md, reference.md and operators-reference.md from what they describe
 	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.diagnosis.docs
 	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.config.docs
+	@PYTHONPATH=plugins $(PYTHON) -m llm_bridge.commands.operators_reference
 
 format: airflow-env ## apply ruff's fixes and formatting
 	@$(PYTHON) -m ruff check --fix .

@@ -57,8 +57,12 @@ class SlurmSubmitOperator(ClusterOperator):
 
     ::
 
-        SlurmSubmitOperator(task_id="count", cluster="local", script="#!/bin/bash\nsrun hostname\n",
-                            sbatch={"nodes": 2, "gpus_per_node": 1, "time_limit": "10"})
+        SlurmSubmitOperator(
+            task_id="count",
+            cluster="local",
+            script="#!/bin/bash\nsrun hostname\n",
+            sbatch={"nodes": 2, "gpus_per_node": 1, "time_limit": "10"},
+        )
 
     Args:
         cluster: Name of a file in ``include/clusters``. (templated)

@@ -21,6 +21,12 @@ class Resources(SlurmDefaults):
     """Resources that a job requests from Slurm.
 
     None means the value of the cluster file and, if that has none, Slurm's default.
+
+    Attributes:
+        nodes: Number of nodes.
+        gpus_per_node: Number of GPUs on each node.
+        ntasks_per_node: Number of tasks that `srun` starts on each node.
+        exclusive: No other job on the nodes.
     """
 
     in_cluster_file: ClassVar[bool] = False
