@@ -242,7 +242,7 @@ def test_the_cleared_run_recovers_and_keeps_the_failed_attempt_on_its_page(
     page.locator('[data-slot="head"] .badge', has_text=re.compile("queued|running")).wait_for()
     assert stack.api.wait(DAG, first, TRAINING_SECONDS) == "success"
     page.locator('[data-slot="head"] .badge', has_text="success").wait_for()
-    table = page.locator('[data-slot="attempts"] tbody')
+    table = page.locator('[data-slot="attempts"] tbody').first
     states = [row.split("\t")[:2] for row in table.inner_text().splitlines()]
     assert ["ppo.wait #1", "failed"] in states
     assert any(task.startswith("ppo.wait #") and state == "success" for task, state in states), states
