@@ -68,7 +68,8 @@ class Form(FrozenModel):
     )
     @classmethod
     def _blank_is_empty(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
+        # Pasted values often have blanks around them.
+        return (value.strip() or None) if isinstance(value, str) else value
 
     @field_validator("stages", "force_stages", mode="before")
     @classmethod
@@ -191,6 +192,16 @@ class Plan(FrozenModel):
         """Stage whose result PPO's checkpoints are, as an input; none where those of no run take their place."""
         given = self.given("ppo")
         return self._made_by(given) if given else [self.result_dir("ppo")]
+
+    @property
+    def taken_over(self) -> list[str]:
+        """Stages of other runs whose results this run has from its start, as inputs."""
+        made_by: dict[Stage, list[str]] = {
+            "sft": self.sft_input,
+            "ppo": self.ppo_input,
+            "merge": [self.result_dir("merge")],
+        }
+        return [path for stage in (self.start.taken if self.start else ()) for path in made_by[stage]]
 
     def _made_by(self, path: str) -> list[str]:
         """Return the stage directory that has the result of a model or of checkpoints, if a run made them."""

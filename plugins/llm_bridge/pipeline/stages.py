@@ -58,7 +58,8 @@ def prepare(plan: Plan) -> SlurmJob:
         plan.base_model_path,
         *filter(None, [plan.given("sft")]),
     ]
-    output = _output(plan, "prepare", shared=shared)
+    # As inputs, what the run starts from is in use from here on: keep_runs leaves the run that made it.
+    output = _output(plan, "prepare", inputs=plan.taken_over, shared=shared)
     return _job(plan, "prepare", "prepare", settings, output, hub=from_hub, wandb=True)
 
 

@@ -166,3 +166,30 @@ def test_a_recipe_whose_ppo_starts_from_the_base_model_cannot_start_from_another
 def test_a_plan_with_a_start_survives_its_transfer_between_tasks() -> None:
     made = plan("merge", "other")
     assert Plan.model_validate(made.model_dump(mode="json")) == made
+
+
+@pytest.mark.parametrize(
+    ("stage", "source", "inputs"),
+    [
+        ("ppo", OTHER, ["{run}/sft/merge"]),
+        ("merge", OTHER, ["{run}/sft/merge", "{run}/ppo"]),
+        ("evaluate", OTHER, ["{run}/sft/merge", "{run}/merge"]),
+        ("merge", "{workspace}/d/r/ppo/checkpoints", ["{workspace}/d/r/ppo"]),
+        ("ppo", "{workspace}/d/r/sft/model", ["{workspace}/d/r/sft/merge"]),
+        ("ppo", "/models/base", []),
+        ("ppo", "org/model", []),
+        (None, None, []),
+    ],
+)
+def test_what_a_run_starts_from_is_in_use_from_prepare_on(
+    stage: str | None, source: str | None, inputs: list[str]
+) -> None:
+    workspace = plan(None, None).workspace
+    made = plan(stage, source and source.format(workspace=workspace))
+    run = made.start.run if made.start else ""
+    output = prepare(made).output
+    assert output and output.inputs == [path.format(run=run, workspace=workspace) for path in inputs]
+
+
+def test_blanks_around_a_pasted_run_id_are_no_part_of_it() -> None:
+    assert plan("ppo", f" {OTHER}\t").start == plan("ppo", OTHER).start

@@ -73,8 +73,10 @@ def describe(run: str) -> Optional[RunFolder]:
 
 
 def started_from(workspace: str, deadline: Deadline) -> Set[str]:
-    """Return the run directories whose results are inputs of another run's stages."""
+    """Return the run directories whose results are inputs of another run's stages, without symbolic links."""
     used = set()
+    # A cluster file may have "//" or a link in its path, and a form the same directory by another name.
+    workspace = os.path.realpath(workspace)
     for dag in folders(workspace):
         for run in folders(dag):
             deadline.check()
@@ -82,7 +84,7 @@ def started_from(workspace: str, deadline: Deadline) -> Set[str]:
                 for place in (stage, os.path.join(stage, "merge")):
                     found = attempt_dir.read_shape(Provenance, place, attempt_dir.PROVENANCE)
                     for path in found.inputs if found else ():
-                        parts = os.path.relpath(path, workspace).split(os.sep)
+                        parts = os.path.relpath(os.path.realpath(path), workspace).split(os.sep)
                         origin = os.path.join(workspace, *parts[:2])
                         if parts[0] != os.pardir and len(parts) > 2 and origin != run:
                             used.add(origin)
@@ -136,7 +138,7 @@ def remove(asked: OldRunsRequest, deadline: Deadline) -> OldRunsAnswer:
         found = describe(run) if os.path.isdir(run) and not os.path.islink(run) else None
         if "/" in name or name.startswith(".") or not found:
             continue
-        if found.is_active or run in used:
+        if found.is_active or os.path.realpath(run) in used:
             problems.append("%s: %s" % (name, "a job is active" if found.is_active else "in use"))
             continue
         try:
@@ -172,6 +174,6 @@ def main(request: Dict[str, Any]) -> Any:
         found = [describe(run) for run in folders(asked.directory)]
     except TooSlow:
         return encode(OldRunsAnswer(problems=["listing the runs takes more than %d s" % asked.seconds]))
-    runs = [run._replace(is_used=os.path.join(asked.directory, run.name) in used) for run in found if run]
+    runs = [run._replace(is_used=os.path.join(directory, run.name) in used) for run in found if run]
     left = any(name.startswith(REMOVED) for name in os.listdir(asked.directory))
     return encode(OldRunsAnswer(runs=runs, more=left))

@@ -115,3 +115,21 @@ def test_a_run_that_is_active_or_in_use_is_left_alone_even_if_it_is_named(dag: P
     assert answer.removed == [] and answer.problems == ["one: a job is active", "two: in use"]
     os.utime(beat, (time.time() - 3600,) * 2)
     assert ask(dag, ["one"]).removed == ["one"]
+
+
+@pytest.mark.parametrize("spelling", ["{}//nightly", "{}/./nightly", "{}-link/nightly"])
+def test_a_run_in_use_is_found_however_the_workspace_is_written(dag: Path, spelling: str) -> None:
+    workspace = str(dag.parent)
+    Path(f"{workspace}-link").symlink_to(workspace)
+    make(dag, "one")
+    make(dag, "two", inputs={f"{workspace}/nightly/one/sft/merge": "id"})
+    place = spelling.format(workspace)
+    for request in (
+        OldRunsRequest(workspace, place, 60.0, ["one"]),
+        OldRunsRequest(place.rpartition("/")[0], str(dag), 60.0, ["one"]),
+        OldRunsRequest(place.rpartition("/")[0], place, 60.0, ["one"]),
+    ):
+        answer = decode(OldRunsAnswer, old_runs.main(encode(request)))
+        assert (answer.removed, answer.problems) == ([], ["one: in use"])
+        listed = decode(OldRunsAnswer, old_runs.main(encode(request._replace(remove=None))))
+        assert [run.is_used for run in listed.runs if run.name == "one"] == [True]
