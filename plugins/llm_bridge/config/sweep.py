@@ -53,8 +53,10 @@ class Point(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Name of it for people: the last part of each key, and its value."""
-        return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
+        """Name of it for people: the last part of each key, or all of it where two have the same, and its value."""
+        last = [key.rpartition(".")[2] for key in self.settings]
+        names = (key if last.count(name) > 1 else name for key, name in zip(self.settings, last, strict=True))
+        return ", ".join(f"{name}={value}" for name, value in zip(names, self.settings.values(), strict=True))
 
 
 def parse(text: str) -> list[Point]:
@@ -113,8 +115,6 @@ def _parse_line(number: int, line: str) -> Axis:
     values = [value.strip() for value in _split(text)]
     if not all(values):
         raise ValueError("a value is empty: remove the comma, or write '' for an empty text")
-    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-        raise ValueError(f"the value {twice[0]} stands twice: remove one")
     for value in values:
         if key in FIELDS:
             continue
@@ -123,8 +123,21 @@ def _parse_line(number: int, line: str) -> Axis:
         except ConfigError as error:  # with the line of a text that nobody has written
             raise ValueError(str(error).rpartition("): ")[2]) from None
     if key in FIELDS:
-        values = [str(yaml.safe_load(value)) for value in values]
+        values = [_text(value) for value in values]
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"the value {twice[0]} stands twice: remove one")
     return Axis(number, key, values)
+
+
+def _text(value: str) -> str:
+    """Return the text of a field's value: fields are texts, also where YAML reads "no" or "007" otherwise."""
+    try:
+        found = yaml.load(value, Loader=yaml.BaseLoader)  # which makes texts, lists and mappings only
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, str):
+        raise ValueError(f"{value} is not a text")
+    return found
 
 
 def _split(text: str) -> Iterator[str]:

@@ -33,6 +33,16 @@ def test_fields_of_the_form_are_no_overrides() -> None:
     assert points[1].overrides == f"{N}=4"
 
 
+def test_values_of_fields_are_texts_that_yaml_does_not_change() -> None:
+    points = parse("recipe = no, 007, 2026-11-28, 'on', 1e5")
+    assert [point.fields["recipe"] for point in points] == ["no", "007", "2026-11-28", "on", "1e5"]
+
+
+def test_two_keys_with_the_same_last_part_are_told_apart() -> None:
+    [point, _] = parse("sft.optim.lr = 1\nppo.actor.optim.lr = 2, 3\nnodes = 1")
+    assert point.text == "sft.optim.lr=1, ppo.actor.optim.lr=2, nodes=1"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -51,6 +61,9 @@ def test_fields_of_the_form_are_no_overrides() -> None:
         (f"{N} = 4\nsft.optim.lr = 1\n+{N} = 8", r"line 3 .*rollout\.n is set in line 1 already"),
         ("ppo.keep = 1, 2", r"ppo\.keep is a key of recipes and not of verl"),
         (f"{N} = *a", "alias of YAML"),
+        ("base_model = @me/a", "line 1 .*the value is not YAML"),
+        ("recipe = [a, b]", r"\[a, b\] is not a text"),
+        ("recipe = a, 'a'", "the value a stands twice"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(text: str, message: str) -> None:
