@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.loader import available, load_cluster, load_recipe
+from llm_bridge.config.recipe import Recipe
 from llm_bridge.exceptions import (
     ClusterUnavailable,
     ConfigError,
@@ -37,7 +38,7 @@ from llm_bridge.remote.messages import (
     Finding,
 )
 from llm_bridge.remote.transport import THIS_MACHINE, CommandFailed, greetings
-from llm_bridge.slurm import capacity, site_limits
+from llm_bridge.slurm import capacity, site_limits, site_names
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.spec import Resources, SlurmJob
 
@@ -133,8 +134,8 @@ def _plans(cluster: Cluster) -> tuple[list[Plan], list[Finding]]:
         except ConfigError as error:
             found += _file_errors(check, error, f"correct include/recipes/{name}.yaml")
             continue
-        if recipe.cluster not in (None, cluster.name):
-            found += skipped([check], f"its cluster is {recipe.cluster}")
+        if (named := _clusters(recipe)) and cluster.name not in named:
+            found += skipped([check], f"it names cluster {', '.join(named)}")
             continue
         stages = [stage for stage in recipe.stages if stage != "evaluate" or recipe.evaluate]
         if not recipe.hub.repo_id:  # a field of the form
@@ -144,11 +145,16 @@ def _plans(cluster: Cluster) -> tuple[list[Plan], list[Finding]]:
                 make_plan({"recipe": name, "cluster": cluster.name, "stages": stages}, DAG, "doctor")
             )
         except ConfigError as error:
-            if recipe.cluster:
+            if named:
                 found.append(advised(check, error))
             else:
                 found += skipped([check], f"it does not fit this cluster: {' '.join(str(error).split())}")
     return plans, found
+
+
+def _clusters(recipe: Recipe) -> list[str]:
+    """Return the clusters that a recipe names; none for a recipe that may run on any."""
+    return recipe.clusters or [name for name in [recipe.cluster] if name]
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:
@@ -368,7 +374,9 @@ class _Examiner:
         run = self.client.run
         found = site_limits.in_partitions(self.cluster, await site_limits.partitions(run))
         own = await site_limits.associations(run, user)
-        return found + site_limits.of_user(self.cluster, user, own, await site_limits.qos(run) if own else [])
+        known = await site_limits.qos(run) if own else []
+        enforces = bool(await site_names.enforced(run) & {"limits", "safe", "all"}) if own else False
+        return found + site_limits.of_user(self.cluster, user, own, known, enforces=enforces)
 
     async def _nodes(self) -> list[Finding]:
         cluster = self.cluster
@@ -410,6 +418,12 @@ class _Examiner:
         check = f"recipe {plan.recipe.name}"
         made = await site_checks.jobs(self.client, planned_jobs(plan), self.accepted)
         bad = [finding._replace(check=check) for finding in made if finding.result != OK]
+        if bad and self.accepted and not _clusters(plan.recipe):
+            # Slurm accepts other jobs: the site is fine, and this recipe, which names no cluster, is not for it.
+            return [
+                finding._replace(result=WARNING) if finding.result == ERROR else finding
+                for finding in _merged(bad)
+            ]
         if bad:
             return _merged(bad)
         starts = {finding.detail.partition(":")[0]: _STARTS.search(finding.detail) for finding in made}
@@ -452,7 +466,7 @@ class _Examiner:
         named = re.search(r" in include/recipes/(\S+)\.yaml", finding.detail)
         if named is None or finding.result != ERROR:
             return finding
-        bound = any(plan.recipe.name == named[1] and plan.recipe.cluster for plan in self.plans)
+        bound = any(plan.recipe.name == named[1] and _clusters(plan.recipe) for plan in self.plans)
         return finding._replace(check=f"recipe {named[1]}", result=ERROR if bound else WARNING)
 
     async def _tokens(self) -> None:

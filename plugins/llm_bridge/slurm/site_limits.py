@@ -101,7 +101,9 @@ def _in_partition(cluster: Cluster, name: str, row: Row) -> Finding:
     return Finding("partition", OK, detail)
 
 
-def of_user(cluster: Cluster, user: str, own: list[Row], known: Iterable[Row]) -> list[Finding]:
+def of_user(
+    cluster: Cluster, user: str, own: list[Row], known: Iterable[Row], *, enforces: bool = True
+) -> list[Finding]:
     """Compare the cluster file with the limits of the user's account and QOS.
 
     Args:
@@ -109,7 +111,9 @@ def of_user(cluster: Cluster, user: str, own: list[Row], known: Iterable[Row]) -
         user: Name of the user.
         own: Output of :func:`associations`.
         known: Output of :func:`qos`.
+        enforces: Slurm enforces limits (``AccountingStorageEnforce``); where it does not, none is exceeded.
     """
+    known = list(known)
     if not own:
         return [
             Finding(
@@ -123,11 +127,16 @@ def of_user(cluster: Cluster, user: str, own: list[Row], known: Iterable[Row]) -
     if not used:  # where Slurm enforces accounts, this is an error of another check
         accounts = sorted({row["account"] for row in own})
         found.append(_not_listed(cluster, "account", "account", cluster.account, user, accounts))
-    for row in used:
-        too_long = _too_long(cluster, f"account {row['account']} (MaxWall)", row["MaxWall"])
-        found.append(
-            Finding("account", ERROR, *too_long) if too_long else Finding("account", OK, _listed(row))
-        )
+    chosen = [row for row in known if cluster.qos and row["name"].lower() == cluster.qos.lower()]
+    # Of QOS and account, Slurm uses the first that has the limit.
+    by_account = enforces and not any(row["MaxWall"] for row in chosen)
+    rows = _for_partition(cluster, used)
+    limits = [_too_long(cluster, f"account {row['account']} (MaxWall)", row["MaxWall"]) for row in rows]
+    # Which account is the default one is unknown here.
+    is_certain = by_account and (bool(cluster.account) or all(limits))
+    for row, too_long in zip(rows, limits, strict=True):
+        ok = Finding("account", OK, _listed(row))
+        found.append(Finding("account", ERROR, *too_long) if too_long and is_certain else ok)
     own_qos = sorted({name for row in used or own for name in row["QOS"].split(",") if name})
     if cluster.qos and cluster.qos.lower() not in map(str.lower, own_qos):
         found.append(_not_listed(cluster, "QOS", "qos", cluster.qos, user, own_qos))
@@ -136,9 +145,22 @@ def of_user(cluster: Cluster, user: str, own: list[Row], known: Iterable[Row]) -
         if row["name"].lower() not in names:
             continue
         too_long = _too_long(cluster, f"QOS {row['name']} (MaxWall)", row["MaxWall"]) if cluster.qos else None
-        limits = _listed({key: value for key, value in row.items() if key != "name"}) or "no limits"
-        ok = Finding("QOS", OK, f"{row['name']}: {limits}")
-        found.append(Finding("QOS", ERROR, *too_long) if too_long else ok)
+        shown = _listed({key: value for key, value in row.items() if key != "name"}) or "no limits"
+        ok = Finding("QOS", OK, f"{row['name']}: {shown}")
+        found.append(Finding("QOS", ERROR, *too_long) if too_long and enforces else ok)
+    return found
+
+
+def _for_partition(cluster: Cluster, rows: list[Row]) -> list[Row]:
+    """Return the associations for the cluster file's partitions: an account may have some of their own."""
+    if not cluster.partition:
+        return [row for row in rows if not row["partition"]]
+    names = cluster.partition.split(",")
+    found = []
+    for account in dict.fromkeys(row["account"] for row in rows):
+        of_account = [row for row in rows if row["account"] == account]
+        own = [row for row in of_account if row["partition"] in names]
+        found += own or [row for row in of_account if not row["partition"]]
     return found
 
 

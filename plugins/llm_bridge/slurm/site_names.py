@@ -91,17 +91,27 @@ async def ask(run: Run) -> SiteNames:
     return SiteNames({row[0] for row in rows}, {row[1] for row in rows}, features, accounts, qos)
 
 
+async def enforced(run: Run) -> set[str]:
+    """Return what Slurm enforces of its accounting (``AccountingStorageEnforce``); nothing if scontrol fails.
+
+    Args:
+        run: Runs a command on the login node.
+    """
+    config = "\n".join(await _output(run, ["scontrol", "show", "config"]))
+    found = _ENFORCED.search(config)
+    return {word.lower() for word in found[1].strip().split(",")} - {"none", "(null)", ""} if found else set()
+
+
 async def _associations(run: Run) -> tuple[set[str] | None, set[str] | None]:
     """Return accounts and QOS of the user, None where Slurm does not enforce them."""
-    config = "\n".join(await _output(run, ["scontrol", "show", "config"]))
-    enforced = set(found[1].strip().split(",")) if (found := _ENFORCED.search(config)) else set()
-    if enforced <= {"none", ""}:
+    kinds = await enforced(run)
+    if not kinds:
         return None, None
     user = "".join(await _output(run, ["id", "-un"])).strip()
     argv = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=account,qos"]
     rows = [row for line in await _output(run, argv) if len(row := line.strip().split("|")) == 2]
     qos = {name for row in rows for name in row[1].split(",") if name}
-    return {row[0] for row in rows} or None, (qos or None) if enforced & {"qos", "all"} else None
+    return {row[0] for row in rows} or None, (qos or None) if kinds & {"qos", "all"} else None
 
 
 async def wrong_names(resolved: ResolvedJob, site: SiteNames, run: Run) -> list[WrongNames]:

@@ -14,9 +14,11 @@ from llm_bridge.commands import doctor as command
 from llm_bridge.config.loader import load_cluster
 from llm_bridge.notifications import channels
 from llm_bridge.notifications.channels import Channel
-from llm_bridge.pipeline import doctor, doctor_job, findings_table, pins, tokens
+from llm_bridge.pipeline import doctor, doctor_job, findings_table, pins, site_checks, tokens
 from llm_bridge.pipeline.doctor import Examination
+from llm_bridge.pipeline.plan import make_plan
 from llm_bridge.remote.messages import ERROR, OK, SKIPPED, WARNING, Finding
+from llm_bridge.slurm.client import SlurmClient
 
 RESULT: dict[str, Any] = {
     "python": "3.11.2",
@@ -91,6 +93,49 @@ async def test_a_wrong_recipe_is_a_row_with_its_key_and_stops_no_other(include: 
         rows["recipe tiny_cpu"].result == ERROR and "bas_model: no such key" in rows["recipe tiny_cpu"].detail
     )
     assert rows["recipe tiny_grpo_cpu"].result == SKIPPED
+
+
+async def test_a_recipe_for_several_clusters_is_checked_on_these_only(include: Path) -> None:
+    edit(include / "clusters" / "local.yaml", ssh_conn_id="nobody")
+    file = include / "recipes" / "tiny_cpu.yaml"
+    values = {key: value for key, value in yaml.safe_load(file.read_text()).items() if key != "cluster"}
+    for clusters, because in (
+        (["x", "y"], "because it names cluster x, y"),
+        (["x", "local"], "because the "),
+    ):
+        file.write_text(yaml.safe_dump(values | {"clusters": clusters}))
+        rows = {finding.check: finding for finding in (await doctor.examine("local")).findings}
+        assert rows["recipe tiny_cpu"].result == SKIPPED
+        assert rows["recipe tiny_cpu"].detail.startswith(because)
+
+
+@pytest.mark.parametrize(
+    ("named", "accepts_others", "result"),
+    [
+        ({"cluster": "local"}, True, ERROR),
+        ({"clusters": ["local", "x"]}, True, ERROR),
+        ({}, True, WARNING),
+        ({}, False, ERROR),
+    ],
+)
+async def test_a_recipe_that_is_too_large_is_an_error_only_of_a_cluster_that_it_names(
+    include: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any], accepts_others: bool, result: str
+) -> None:
+    """Slurm's refusal is made up: the local cluster has the nodes that this recipe needs."""
+    file = include / "recipes" / "tiny_cpu.yaml"
+    values = {key: value for key, value in yaml.safe_load(file.read_text()).items() if key != "cluster"}
+    file.write_text(yaml.safe_dump(values | named))
+    plan = make_plan({"recipe": "tiny_cpu", "cluster": "local"}, "d", "r")
+    examiner = doctor._Examiner(load_cluster("local"), [plan], Examination())
+    examiner.client = SlurmClient(load_cluster("local"), transport=None)  # type: ignore[arg-type]
+
+    async def refuse(client: Any, jobs: Any, accepted: dict[Any, str]) -> list[Finding]:
+        accepted |= {(("nodes", "1"),): "to start"} if accepts_others else {}
+        return [Finding("jobs", ERROR, "Slurm refuses the jobs ppo: More nodes than there are")]
+
+    monkeypatch.setattr(site_checks, "jobs", refuse)
+    [found] = await examiner._recipe(plan)
+    assert (found.check, found.result) == ("recipe tiny_cpu", result)
 
 
 def test_an_errors_advice_is_what_to_do() -> None:

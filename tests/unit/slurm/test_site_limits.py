@@ -72,7 +72,7 @@ async def test_limits_of_account_and_qos_are_read_from_sacctmgr() -> None:
     assert long == ("QOS", OK, "long: MaxWall 06:00:00, MaxSubmitJobsPerUser 4", "")
     file = cluster(account="team7", qos="long", time_limit="2-00:00:00")
     wrong = site_limits.of_user(file, "ada", own, qos)
-    assert [finding.result for finding in wrong] == [ERROR, ERROR]
+    assert [finding.result for finding in wrong] == [OK, ERROR], "the limit of a QOS replaces the account's"
     assert "QOS long (MaxWall) allows: 06:00:00" in wrong[1].detail
 
 
@@ -91,3 +91,29 @@ async def test_a_site_without_accounting_has_no_limits() -> None:
 
     assert await site_limits.associations(run, "ada") == []
     assert site_limits.of_user(cluster(), "ada", [], [])[0].result == OK
+
+
+def association(account: str, partition: str, limit: str) -> dict[str, str]:
+    return {"account": account, "partition": partition, "QOS": "normal", "MaxWall": limit}
+
+
+@pytest.mark.parametrize(
+    ("values", "own", "errors"),
+    [
+        ({"partition": "gpu"}, [("a", "debug", "00:30:00"), ("a", "gpu", "2-00:00:00")], 0),
+        ({"partition": "gpu"}, [("a", "", "00:30:00"), ("a", "gpu", "2-00:00:00")], 0),
+        ({"partition": "gpu"}, [("a", "gpu", "00:30:00"), ("a", "", "2-00:00:00")], 1),
+        ({"partition": "gpu"}, [("a", "", "00:30:00"), ("b", "", "")], 0),
+        ({"account": "a"}, [("a", "", "00:30:00"), ("b", "", "")], 1),
+        ({}, [("a", "", "00:30:00")], 1),
+        ({}, [("a", "debug", "00:30:00")], 0),
+    ],
+)
+def test_a_limit_is_an_error_only_if_it_holds_for_the_cluster_files_jobs(
+    values: dict[str, str], own: list[tuple[str, str, str]], errors: int
+) -> None:
+    rows = [association(*each) for each in own]
+    found = site_limits.of_user(cluster(time_limit="1-00:00:00", **values), "ada", rows, [])
+    assert [finding.result for finding in found].count(ERROR) == errors
+    found = site_limits.of_user(cluster(time_limit="1-00:00:00", **values), "ada", rows, [], enforces=False)
+    assert {finding.result for finding in found} <= {OK}, "Slurm does not enforce limits"
