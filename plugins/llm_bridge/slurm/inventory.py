@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-# "gpu:8", "gpu:a100:8(S:0-1)"; several types in one node are separated by commas.
-_GPUS = re.compile(r"\bgpu(?::([A-Za-z][^:,(]*|\(null\)))?:(\d+)")
+# "gpu:8", "gpu:a100:8(S:0-1)", "gpu:2080ti:8", "gpu:1g.5gb:7"; several types in one node are separated by commas.
+_GPUS = re.compile(r"\bgpu(?::(\(null\)|[^:,(]+))?:(\d+)")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from llm_bridge.slurm import inventory
 
 OUTPUT = """\
@@ -35,3 +37,19 @@ def test_trainings_get_the_partition_with_gpus_and_small_jobs_one_without() -> N
     training, small = inventory.for_trainings(found), inventory.for_small_jobs(found)
     assert training and training.name == "gpu" and small and small.name == "cpu"
     assert inventory.for_trainings([]) is None and inventory.for_small_jobs(found[:2]) is None
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus", "types"),
+    [
+        ("gpu:8", 8, ()),
+        ("gpu:2080ti:8(S:0-1)", 8, ("2080ti",)),
+        ("gpu:4090:4", 4, ("4090",)),
+        ("gpu:1g.5gb:7,gpu:3g.20gb:2(S:0)", 9, ("1g.5gb", "3g.20gb")),
+        ("gpu:nvidia_a100_80gb_pcie:4(S:0-1),shard:40", 4, ("nvidia_a100_80gb_pcie",)),
+        ("craynetwork:4,gpu:(null):4", 4, ()),
+    ],
+)
+def test_types_of_gpus_may_begin_with_a_digit(gres: str, gpus: int, types: tuple[str, ...]) -> None:
+    [found] = inventory.partitions(f"gpu|g1|idle|96|1031000|{gres}|(null)|none\n")
+    assert (found.gpus, found.types) == (gpus, types)
