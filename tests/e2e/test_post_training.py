@@ -262,7 +262,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "batch": ({"nodes": 9}, "8 answers, which cannot be divided among the 9 replicas of the model"),
     "override": ({"overrides": "ppo.trainer.nnodes=3"}, "line 1 .*trainer.nnodes is set by llm-bridge"),
-    "partition": ({"cluster": "wrong_partition"}, "Slurm has no partition 'nope': choose from"),
+    "partition": ({"cluster": "wrong_partition"}, r"Slurm has no partition 'nope'\. Choose from"),
     "token": ({"cluster": "wrong_token"}, "the Hub .* refuses the token"),
     "start": ({"start_stage": "ppo", "start_from": "no_run"}, "the cluster has no run no_run in"),
     "upload": ({"stages": ["upload"]}, "has no model to upload"),

@@ -18,7 +18,7 @@ from llm_bridge.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 DAGS = {
-    *("cluster_doctor", "generate_answers", "post_training", "reap_orphans"),
+    *("cluster_doctor", "generate_answers", "post_training", "reap_orphans", "sweep_post_training"),
     *("nightly_tiny_cpu", "nightly_gsm8k_llama32_1b"),
 }
 PARSE = """
