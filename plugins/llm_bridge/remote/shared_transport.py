@@ -54,5 +54,7 @@ async def connect(cluster: Cluster) -> AsyncIterator[Login]:
         shared.users -= 1
         if not shared.users:
             _open.pop(key, None)
-            await shared.calls.close()
-            await shared.transport.close()
+            try:
+                await shared.calls.close()
+            finally:  # also if the user's task is cancelled meanwhile
+                await shared.transport.close()

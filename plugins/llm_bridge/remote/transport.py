@@ -15,7 +15,7 @@ import logging
 import secrets
 import shlex
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
@@ -109,7 +109,8 @@ class Session:
     def __init__(self, writer: Any, reader: Any, errors: Errors = (OSError,)) -> None:
         self._writer = writer
         self._reader = reader
-        self._errors: Errors = (*errors, EOFError)
+        # ValueError: in place of a length, what a forced command of sshd prints after the program's end.
+        self._errors: Errors = (*errors, EOFError, ValueError)
 
     def send(self, line: bytes) -> None:
         """Send a line that gets no answer."""
@@ -317,7 +318,11 @@ class LocalTransport:
     @asynccontextmanager
     async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
         """Start a program that answers requests; see :meth:`Transport.session`."""
-        async with self._process(argv, asyncio.subprocess.DEVNULL) as process:
+        async with AsyncExitStack() as stack:
+            try:
+                process = await stack.enter_async_context(self._process(argv, asyncio.subprocess.DEVNULL))
+            except OSError as error:  # no memory, too many processes
+                raise NotStarted(f"`{argv[0]}` cannot be started on this machine: {error}") from error
             yield await started(self._wrap, process.stdin, process.stdout)
 
     async def close(self) -> None:

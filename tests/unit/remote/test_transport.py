@@ -22,6 +22,7 @@ from tenacity import wait_none
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import ConfigError, LoginNodeUnreachable
 from llm_bridge.remote import helpers, shared_transport, transport
+from llm_bridge.remote.helper_calls import HelperCalls
 from llm_bridge.remote.shared_transport import connect
 from llm_bridge.remote.ssh_transport import SshTransport
 from llm_bridge.remote.transport import (
@@ -133,6 +134,53 @@ async def test_a_session_whose_program_has_ended_or_hangs_is_unreachable() -> No
     async with LocalTransport().session(["sleep", "60"]) as session:
         with pytest.raises(LoginNodeUnreachable, match="no answer within 0 s"):
             await session.ask(b"one", timeout=0.1)
+
+
+async def test_text_that_a_forced_command_prints_after_the_end_of_a_program_is_no_answer() -> None:
+    wrapped = ["sh", "-c", '"$@"; echo session recorded', "sh", sys.executable, "-c", ECHO]
+    async with LocalTransport().session(wrapped) as session:
+        assert await session.ask(b"one") == b"ONE"
+        with pytest.raises(LoginNodeUnreachable, match="has ended"):
+            await session.ask(b"end")
+
+
+async def test_a_machine_that_starts_no_process_now_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*arguments: Any, **options: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    async with connect(LOCAL) as login:
+        with pytest.raises(LoginNodeUnreachable, match="cannot be started on this machine"):
+            await login.calls.call("slurm_command", {}, 600)
+        with pytest.raises(LoginNodeUnreachable, match="cannot be started on this machine"):
+            await login.transport.run(["true"])
+
+
+async def test_a_connection_is_closed_although_its_last_user_is_cancelled_while_the_helpers_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[Any] = []
+    ending = asyncio.Event()
+
+    async def end(self: HelperCalls) -> None:
+        ending.set()
+        await asyncio.Event().wait()
+
+    async def close(self: LocalTransport) -> None:
+        closed.append(self)
+
+    async def use() -> None:
+        async with connect(LOCAL):
+            pass
+
+    monkeypatch.setattr(HelperCalls, "close", end)
+    monkeypatch.setattr(LocalTransport, "close", close)
+    user = asyncio.create_task(use())
+    await ending.wait()
+    user.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await user
+    assert len(closed) == 1
 
 
 async def test_all_users_of_a_cluster_share_one_connection_until_the_last_one_leaves(

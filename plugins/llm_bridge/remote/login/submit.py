@@ -274,7 +274,8 @@ def main(request: Dict[str, Any]) -> Any:
     """Submit or test the job of the request, or write its files if it has no key."""
     asked = decode(SubmitRequest, request)
     # Of templates/login_command.sh; sbatch would pass it on to the job.
-    os.environ.pop("LLM_BRIDGE_CLEARED", None)
+    with contextlib.suppress(KeyError):  # missing, or another thread (serve.py) has just removed it
+        del os.environ["LLM_BRIDGE_CLEARED"]
     if asked.key is None:
         put_files(asked)
         archived = stage_result.start(asked.directory, asked.stage) if asked.stage else []

@@ -162,6 +162,16 @@ def test_a_test_writes_nothing_and_passes_the_script_on_standard_input(attempt: 
     assert run(request(attempt, test_only=True)).status == messages.REFUSED
 
 
+def test_a_variable_that_another_submission_of_the_same_process_removes_meanwhile_is_no_error(
+    attempt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """serve.py runs calls in threads: this one still sees the variable that another one has removed."""
+    kind, name = type(os.environ), "LLM_BRIDGE_CLEARED"
+    read = kind.__getitem__
+    monkeypatch.setattr(kind, "__getitem__", lambda self, key: "QOS" if key == name else read(self, key))
+    assert run(request(attempt, key=None)).status == messages.PLACED
+
+
 def test_without_a_key_files_are_written_and_nothing_is_submitted(attempt: Path, slurm: Any) -> None:
     assert run(request(attempt, key=None)).status == messages.PLACED
     assert (attempt / attempt_dir.SCRIPT).read_text() == "#!/bin/sh\n"
