@@ -134,6 +134,8 @@ class JobPoll:
     info: JobInfo | None = None
     # Epoch seconds of the submission, if Slurm has reported the job.
     submitted: float | None = None
+    # Seconds in the queue, if Slurm has reported that the job runs.
+    queued: float | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unknown_since: float | None = None
     # The state in accounting of a job that slurmctld does not list, if that state is not final.
@@ -182,7 +184,9 @@ class JobPoll:
         notice = ""
         if end.info and not end.info.meaning.good:
             notice = f"Slurm reports {end.info.state}, but the job had completed its work before"
-        info = succeeded(self.job_id, self.outcome, started, self.submitted)
+        # A follower that begins after the start, in another triggerer, has never seen the job wait.
+        submitted = started.started - self.queued if started and self.queued else self.submitted
+        info = succeeded(self.job_id, self.outcome, started, submitted)
         return JobUpdate(info=info, notice=notice, end=EndReason.ENDED)
 
     def is_late(self) -> bool:
@@ -455,6 +459,7 @@ class ClusterPoller:
             if info:
                 job.info, job.unknown_since, job.accounted = info, None, ""
                 job.submitted = job.submitted or time.time() - info.waited
+                job.queued = info.waited if info.phase is Phase.RUNNING else None
             elif job.unknown_since is None:
                 job.unknown_since = time.monotonic()
                 job.fast_poll_until = job.unknown_since + FAST_POLL_WINDOW_SECONDS

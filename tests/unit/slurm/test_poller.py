@@ -161,8 +161,8 @@ def test_a_job_whose_id_slurm_gave_to_another_one_is_lost_after_the_grace_time(f
 class Login:
     """Stands for the session on the login node and for Slurm: reads real files, and counts what Slurm is asked."""
 
-    def __init__(self, **states: str) -> None:
-        self.states, self.requests, self.questions = states, 0, 0
+    def __init__(self, waited: float = 0, **states: str) -> None:
+        self.waited, self.states, self.requests, self.questions = waited, states, 0, 0
 
     async def ask(self, line: bytes) -> bytes:
         self.requests += 1
@@ -171,7 +171,8 @@ class Login:
 
     async def find(self, job_ids: list[str], **options: Any) -> dict[str, JobInfo]:
         self.questions += 1
-        return {job_id: JobInfo(job_id, self.states.get(f"j{job_id}", "RUNNING")) for job_id in job_ids}
+        states = {job_id: self.states.get(f"j{job_id}", "RUNNING") for job_id in job_ids}
+        return {job_id: JobInfo(job_id, state, waited=self.waited) for job_id, state in states.items()}
 
 
 @pytest.fixture
@@ -232,6 +233,18 @@ async def test_a_job_that_wrote_exit_code_0_ends_at_once_with_its_own_times_and_
     assert info and (info.state, info.nodes, info.restarts) == ("COMPLETED", "n1", 1)
     assert (info.queue_seconds, info.run_seconds) == (40, 30.5)
     assert not ended.notice and login.questions == 1
+
+
+async def test_the_wait_in_the_queue_is_slurms_also_for_a_follower_that_begins_long_after_the_start(
+    cluster_poller: ClusterPoller, tmp_path: Path
+) -> None:
+    login: Any = Login(waited=40)
+    job = follow(cluster_poller, tmp_path, 7)
+    await cluster_poller._poll(login, login)
+    end(job, 0)
+    await cluster_poller._poll(login, login)
+    info = updates(job)[-1].info
+    assert info and (info.queue_seconds, info.run_seconds) == (40, 30.5)
 
 
 async def test_slurm_is_asked_soon_why_a_job_failed(cluster_poller: ClusterPoller, tmp_path: Path) -> None:
