@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -103,10 +104,19 @@ def main(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"{path} exists: choose another NAME, or replace it with --force")
         site = asyncio.run(ask(arguments.name, arguments.ssh_conn_id))
         text = render(arguments.name, arguments.ssh_conn_id, site)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-        load_cluster(arguments.name)
+        before = path.read_text(encoding="utf-8") if path.exists() else None
+        _write(path, text)
+        try:
+            load_cluster(arguments.name)
+        except ConfigError as error:
+            if before is None:
+                path.unlink()
+            else:
+                _write(path, before)
+            raise ConfigError(
+                f"{error}. The site's answers make no valid file, and nothing was changed: copy "
+                "include/clusters/example.yaml instead"
+            ) from None
     except (ConfigError, ClusterUnavailable, CommandFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -114,6 +124,12 @@ def main(arguments: argparse.Namespace) -> int:
         f"wrote {path}\nRead its comments, which mark guesses; then run: python -m llm_bridge doctor {arguments.name}"
     )
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 async def ask(name: str, ssh_conn_id: str | None) -> Site:

@@ -87,4 +87,4 @@ def for_small_jobs(found: Iterable[Partition]) -> Partition | None:
 def is_limited(row: Mapping[str, str]) -> str | None:
     """Return the time limit of a partition in scontrol's output; None without one."""
     limit = row.get("MaxTime", "UNLIMITED")
-    return None if limit == "UNLIMITED" else limit
+    return None if limit.upper() in ("UNLIMITED", "INFINITE", "NONE") else limit

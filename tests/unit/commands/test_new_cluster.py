@@ -126,3 +126,24 @@ def test_a_login_node_that_does_not_answer_is_one_line_and_no_file(
     assert main(["new-cluster", "mine", "--local"]) == 1
     assert capsys.readouterr().err == "error: Connection refused\n"
     assert not (include / "clusters" / "mine.yaml").exists()
+
+
+def test_answers_that_make_no_valid_file_leave_what_was_there(
+    write: Any, include: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, text = write(site())
+
+    async def ask(name: str, ssh_conn_id: str | None) -> Site:
+        return site(partitions=inventory.partitions("gpu#1*|g1|idle|8|64000|gpu:8|(null)|none\n"))
+
+    monkeypatch.setattr(new_cluster, "ask", ask)
+    assert main(["new-cluster", "mine", "--local", "--force"]) == 1
+    assert main(["new-cluster", "other", "--local"]) == 1
+    assert "make no valid file, and nothing was changed" in capsys.readouterr().err
+    assert (include / "clusters" / "mine.yaml").read_text() == text
+    assert not (include / "clusters" / "other.yaml").exists()
+
+
+@pytest.mark.parametrize("limit", ["UNLIMITED", "INFINITE", "NONE"])
+def test_jobs_in_a_partition_without_a_time_limit_get_a_day(write: Any, limit: str) -> None:
+    assert write(site(limits={"gpu": {"MaxTime": limit}}))[0].time_limit == "1-00:00:00"
