@@ -37,6 +37,13 @@ class Override(NamedTuple):
     value: Any
 
 
+def lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield number and text of the lines of a field that are neither blank nor a comment."""
+    for number, raw in enumerate(text.splitlines(), start=1):
+        if (line := raw.strip()) and not line.startswith("#"):
+            yield number, line
+
+
 def parse(text: str) -> list[Override]:
     """Return the overrides of the form.
 
@@ -48,10 +55,7 @@ def parse(text: str) -> list[Override]:
     """
     found: list[Override] = []
     errors: list[str] = []
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
-        if not line or line.startswith("#"):
-            continue
+    for number, line in lines(text):
         try:
             found += _parse_line(number, line)
         except ValueError as error:

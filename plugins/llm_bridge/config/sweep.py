@@ -70,10 +70,7 @@ def parse(text: str) -> list[Point]:
     """
     axes: list[Axis] = []
     errors: list[str] = []
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
-        if not line or line.startswith("#"):
-            continue
+    for number, line in overrides.lines(text):
         try:
             axis = _parse_line(number, line)
             before = next((a.line for a in axes if _plain(a.key) == _plain(axis.key)), None)

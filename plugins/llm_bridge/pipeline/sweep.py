@@ -197,7 +197,7 @@ class SweepRunOperator(TriggerDagRunOperator):
         if not turn.is_turn():
             self.log.info("%s waits until fewer than %d runs before it are active", self.point, at_once)
             self.defer(trigger=turn, method_name="execute_turn")
-        # The task may have been told to start just before a user ended the sweep.
+        # A user may have ended the sweep after this task was scheduled.
         if (state := _text(ti.get_dagrun_state(dag_id=ti.dag_id, run_id=ti.run_id))) != "running":
             raise AirflowSkipException(f"the sweep is {state}: no more runs are started")
         self.log.info("starting run %s of %s: %s", run_id, TARGET, self.point)

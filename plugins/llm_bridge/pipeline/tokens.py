@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import httpx
 
@@ -52,23 +53,33 @@ def wandb(cluster: Cluster, recipes: Sequence[str]) -> Finding:
         answer = httpx.post(
             f"{server}/graphql", json={"query": VIEWER}, auth=("api", key), timeout=TIMEOUT_SECONDS
         )
-        viewer = (answer.json().get("data") or {}).get("viewer") if answer.status_code == 200 else None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError) as error:
+        user = _user(answer.json()) if answer.status_code == 200 else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError, KeyError, TypeError) as error:
         detail = f"{server} does not answer Airflow's host ({type(error).__name__}); it may answer the nodes"
         return Finding(
             CHECK, WARNING, detail, f"check WANDB_BASE_URL in variables of {file}, and the nodes' network"
         )
-    if viewer:
-        teams = [edge["node"]["name"] for edge in (viewer.get("teams") or {}).get("edges", [])]
-        return Finding(
-            CHECK, OK, f"user {viewer.get('username')}, may log to {', '.join(teams) or 'its own projects'}"
-        )
+    if user:
+        return Finding(CHECK, OK, user)
     if answer.status_code in (200, 401, 403):
         detail = f"{server} refuses the key (HTTP {answer.status_code})"
         where = f"Airflow connection {cluster.wandb_conn_id!r} (wandb_conn_id in {file})"
         action = f"store a valid key as the password of {where}"
         return Finding(CHECK, ERROR, detail, action)
     return Finding(CHECK, WARNING, f"{server} answered HTTP {answer.status_code}", "check again later")
+
+
+def _user(answer: Any) -> str | None:
+    """Return the user of W&B's answer and where it may log to; None for a key that it refuses.
+
+    Raises:
+        AttributeError, KeyError, TypeError: The answer has another shape, so that another program answered.
+    """
+    viewer = (answer.get("data") or {}).get("viewer")
+    if not viewer:
+        return None
+    teams = [edge["node"]["name"] for edge in (viewer.get("teams") or {}).get("edges", [])]
+    return f"user {viewer['username']}, may log to {', '.join(teams) or 'its own projects'}"
 
 
 def alerts(sender: str) -> list[Finding]:
@@ -82,7 +93,7 @@ def alerts(sender: str) -> list[Finding]:
     except ConfigError as error:
         return [Finding(ALERTS, ERROR, " ".join(str(error).split()), "correct include/alerts.yaml")]
     if settings.silent:
-        detail = "include/alerts.yaml has no channel: nobody is told of a failure"
+        detail = "include/alerts.yaml has no channel: no alert is sent"
         return [Finding(ALERTS, WARNING, detail, "set email, slack, http or apprise there")]
     message = Message.build("test", f"{sender}: a test of this alert channel", [("What to do", "nothing")])
     found = []

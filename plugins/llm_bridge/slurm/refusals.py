@@ -160,9 +160,13 @@ TABLE: tuple[Refusal, ...] = (
 def classify(output: str) -> Refusal:
     """Return the row for the output of a command that failed; a text that is not in the table means NEVER.
 
+    A command without any output was killed or ran out of memory: that is no answer of Slurm.
+
     Args:
         output: The command's output.
     """
+    if not output.strip():
+        return Refusal("", Verdict.NO_ANSWER, "the command ended without a message")
     folded = output.casefold()
     for row in TABLE:
         if row.text.casefold() in folded:

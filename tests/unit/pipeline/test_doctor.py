@@ -220,6 +220,8 @@ def test_a_job_that_failed_is_an_error_with_its_diagnosis() -> None:
         (200, {"data": {"viewer": None}}, ERROR),
         (401, {}, ERROR),
         (503, {}, WARNING),
+        (200, {"data": {"viewer": {"username": "a", "teams": {"edges": [{"other": 1}]}}}}, WARNING),
+        (200, ["another program"], WARNING),
     ],
 )
 def test_the_wandb_key_is_tried_and_never_shown(

@@ -128,6 +128,11 @@ def test_the_letters_case_does_not_matter() -> None:
     assert classify("sbatch: SOCKET TIMED OUT").verdict is Verdict.NO_ANSWER
 
 
+def test_a_command_without_output_is_no_answer_of_slurm() -> None:
+    """Killed for memory on a login node, for example."""
+    assert classify(" \n").verdict is Verdict.NO_ANSWER
+
+
 def test_no_row_hides_a_later_one() -> None:
     for number, row in enumerate(refusals.TABLE):
         assert classify(row.text) == row, f"row {number} is never reached"

@@ -133,7 +133,7 @@ def not_tunable(lookup: Callable[[str], Any]) -> str | None:
 def following(
     tuned: Training, measured: Sequence[Measured], memory_gib: float | None
 ) -> Candidate | Measured | None:
-    """Return what comes after some measurements; a program that was started again goes on where it was.
+    """Return what comes after some measurements; a restarted program resumes after them.
 
     First the recipe's own settings; then larger micro batches until one does not fit, with gradient checkpointing as in
     the recipe and the other way; then the other way of packing. Offloading is tried only where nothing fits without it.
