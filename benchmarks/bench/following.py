@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.bench.support import (
     FOLDER,
     PEER_CONNECTION,
+    POLL_SECONDS,
     Bench,
     Use,
     child,
@@ -35,7 +36,8 @@ from testing.waiting import until
 
 # For a while after a submission pollers ask more often; figures of waiting jobs begin after it.
 SETTLE_SECONDS = 35.0
-WAITING_SECONDS = 45.0
+# Whole intervals of squeue: a part of one would be rounded up to a call.
+WAITING_SECONDS, ENDING_SECONDS = 4 * POLL_SECONDS, 2 * POLL_SECONDS
 # A watcher that has not noticed an end for so long after the last one is stopped.
 PATIENCE_SECONDS = 150.0
 
@@ -110,7 +112,7 @@ def follow(bench: Bench, name: str, jobs: int, window: float, *, loud: bool = Fa
         begin = time.time() + 1.0
         (folder / "go.tmp").write_text(f"{int(begin * 1e6)}\n")
         (folder / "go.tmp").rename(folder / protocol.GO)
-        result["ending"] = measured(bench, process, window + 5)
+        result["ending"] = measured(bench, process, ENDING_SECONDS)
         times = _noticed(events, jobs)
     result["connections"] = difference(bench.counters(), first)
     ends = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.bench.support import FOLDER, NAME, Bench, Figure, Section, load, percentile
+from benchmarks.bench.support import FOLDER, NAME, POLL_SECONDS, Bench, Figure, Section, load, percentile
 from testing.stack import DAG, RECIPE, LocalStack
 
 RUNS = 2
@@ -81,7 +81,7 @@ def run_hop(bench: Bench) -> dict[str, Any]:
     """Run chains of tiny jobs and chains of empty deferrable tasks."""
     found: dict[str, Any] = {"short": [], "long": [], "airflow": [], "load": []}
     dags = Path(__file__).with_name("dags")
-    with airflow(bench, "hop", dags=dags, environment={}, poll_seconds=20, mem="100M") as stack:
+    with airflow(bench, "hop", dags=dags, environment={}, poll_seconds=POLL_SECONDS, mem="100M") as stack:
         for dag in ("bench_jobs", "bench_nothing"):
             stack.api.wait_for_dag(dag, 600)
             stack.api.unpause(dag)

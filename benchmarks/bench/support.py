@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from llm_bridge.config.cluster import Cluster
 from testing import paths, processes
 from testing.local_cluster import LocalCluster
 from testing.local_cluster.errors import LocalClusterError
@@ -30,6 +31,7 @@ NAME, SSH_PORT, NODES, CPUS_PER_NODE = "bench", 23522, 8, 128
 STARTS = 4
 # Connection of the peers: Airflow's SSHHook takes other extras than llm-bridge.
 PEER_CONNECTION = "bench_peer"
+POLL_SECONDS = float(Cluster.model_fields["poll_seconds"].default)
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,15 @@ class Bench:
         self.cluster.run("ctl", ["scontrol", "reconfigure"])
         folder = (FOLDER / "site").resolve()
         shutil.rmtree(folder, ignore_errors=True)
-        # Values of a site, not those of the demo: poll_seconds is the default.
+        # Values of a site, not those of the demo: poll_seconds is the cluster file's default.
         self.site = Site(
-            self.cluster, folder, hub={}, environment={}, poll_seconds=20, mem="100M", cpus_per_task=1
+            self.cluster,
+            folder,
+            hub={},
+            environment={},
+            poll_seconds=POLL_SECONDS,
+            mem="100M",
+            cpus_per_task=1,
         )
         os.environ |= self.site.environment
         extra = {"key_file": str(self.cluster.ssh_key), "no_host_key_check": True}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.bench.following import OURS, SETTLE_SECONDS, follow, measured, triggers
+from benchmarks.bench.following import OURS, SETTLE_SECONDS, WAITING_SECONDS, follow, measured, triggers
 from benchmarks.bench.notice import FEW, FEW_WINDOW
 from benchmarks.bench.support import Bench, Figure, Section
 
 JOBS = 1000
-MEASURED_SECONDS = 60.0
 PEER = "SSHRemoteJobOperator"
 # One program, not 1000 logins; jobs that start in a day are pending, whatever the cluster's size.
 _SUBMIT = """
@@ -39,7 +38,7 @@ def run(bench: Bench) -> dict[str, Any]:
     assert len(jobs) == JOBS, f"{len(jobs)} of {JOBS} jobs were submitted"
     with triggers(jobs, "held") as (process, _, before):
         time.sleep(SETTLE_SECONDS)
-        found = measured(bench, process, MEASURED_SECONDS)
+        found = measured(bench, process, WAITING_SECONDS)
     bench.site.end_jobs()
     return {
         OURS: {**found, "jobs": JOBS, "imported_mb": round(before.bytes / 1e6, 1)},
