@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from benchmarks.bench.support import FOLDER, NAME, POLL_SECONDS, Bench, Figure, Section, load, percentile
+from llm_bridge.remote import attempt_dir
 from testing.stack import DAG, RECIPE, LocalStack
 
 RUNS = 2
@@ -66,10 +67,14 @@ def _hops(workspace: Path, run: str) -> dict[str, list[float]]:
     folder = workspace / "bench_jobs" / run
     jobs = []
     for directory in sorted(folder.glob("*/attempt-1")):
-        outcome = json.loads((directory / "outcome.json").read_text())
-        started = json.loads((directory / "started.json").read_text())
+        outcome = json.loads((directory / attempt_dir.OUTCOME).read_text())
+        started = json.loads((directory / attempt_dir.STARTED).read_text())
         jobs.append(
-            (float(started["started"]), float(outcome["ended"]), (directory / "job_id").stat().st_mtime)
+            (
+                float(started["started"]),
+                float(outcome["ended"]),
+                (directory / attempt_dir.JOB_ID).stat().st_mtime,
+            )
         )
     found: dict[str, list[float]] = {"short": [], "long": []}
     for (started, ended, _), (_, _, accepted) in pairwise(sorted(jobs)):
@@ -143,6 +148,13 @@ def _union(spans: list[tuple[float, float]]) -> float:
     return total
 
 
+def _ray_to_driver_s(run: Path) -> float:
+    """Return the seconds from the moment at which Ray was ready to the start of PPO's driver."""
+    (ready,) = run.glob(f"*/attempt-1/{attempt_dir.CLUSTER}")
+    (outcome,) = run.glob(f"*/ray-1/{attempt_dir.OUTCOME}")
+    return float(json.loads(outcome.read_text())["started"]) - ready.stat().st_mtime
+
+
 def _empty_job_s(bench: Bench, jobs: int) -> float:
     """Return the seconds that a shell driver spends for each job: a chain of empty ones with ``sbatch --wait``."""
     line = f"for i in $(seq {jobs}); do sbatch --wait --quiet --mem=10M --output=/dev/null --wrap true; done"
@@ -161,11 +173,12 @@ def run_pipeline(bench: Bench) -> dict[str, Any]:
         assert state == "success", stack.states(DAG, "pipeline")
         run = stack.api.ask("GET", f"/api/v2/dags/{DAG}/dagRuns/pipeline")
         spans = []
-        for outcome in stack.site.workspace.glob(f"{DAG}/pipeline/*/*/outcome.json"):
-            started = outcome.with_name("started.json")
+        for outcome in stack.site.workspace.glob(f"{DAG}/pipeline/*/*/{attempt_dir.OUTCOME}"):
+            started = outcome.with_name(attempt_dir.STARTED)
             if started.exists():
                 first = float(json.loads(started.read_text())["started"])
                 spans.append((first, float(json.loads(outcome.read_text())["ended"])))
+        ray_to_driver = _ray_to_driver_s(stack.site.workspace / DAG / "pipeline")
         used, took = _busy() - busy, time.monotonic() - began
     jobs_s = _union(spans)
     start, end = (
@@ -178,6 +191,7 @@ def run_pipeline(bench: Bench) -> dict[str, Any]:
         "jobs": len(spans),
         "jobs_s": round(jobs_s, 1),
         "empty_job_s": round(empty, 2),
+        "ray_to_driver_s": round(ray_to_driver, 1),
         "driver_s": round(jobs_s + empty * len(spans), 1),
         "cpu_s_of_the_machine": round(used, 1),
         "measured_s": round(took, 1),
@@ -202,6 +216,7 @@ def pipeline_figures(found: dict[str, Any]) -> list[Figure]:
             round(1 + (found["run_s"] - found["driver_s"]) / 600, 3),
             1.02,
         ),
+        Figure("Ray ready → PPO's driver runs, s", found["ray_to_driver_s"], 3),
     ]
 
 
