@@ -53,7 +53,7 @@ RAY = Section("ray", "Ray", run_ray, ray_figures)
 
 def run_upload(bench: Bench) -> dict[str, Any]:
     """Run upload-report; SIZE in MB and PAIRS are variables of the environment."""
-    size, pairs = os.environ.get("SIZE", "2000"), os.environ.get("PAIRS", "3")
+    size, pairs = os.environ.get("SIZE", "2000"), os.environ.get("PAIRS", "4")
     environment = {**os.environ, "PYTHONPATH": f"{paths.PLUGINS}:{paths.ROOT}"}
     argv = [sys.executable, "-m", "benchmarks.upload_report", size, pairs]
     done = subprocess.run(
