@@ -444,8 +444,8 @@ class Trial:
             command = [sys.executable, "-m", "verl.trainer.main_ppo", *ppo.arguments(settings)]
         code, seconds, most = self.run(name, command)
         shutil.rmtree(settings["checkpoint_dir"], ignore_errors=True)
-        text = (attempt / "output.log").read_text(errors="replace")
-        found = {"start_s": start_times(_times(attempt)), **numbers(text, verl)}
+        times = _times(attempt)
+        found = {"start_s": start_times(times), **numbers("\n".join(line for _, line in times), verl)}
         return {"exit_code": code, "wall_s": seconds, "gpu_mib": most, **found}
 
     def tune(self, name: str) -> dict[str, Any]:
@@ -577,7 +577,8 @@ def _copy(source: IO[bytes], folder: Path, began: float) -> None:
 
 
 def _times(folder: Path) -> list[tuple[float, str]]:
-    lines = (folder / "times.log").read_text(errors="replace").split("\n")
+    # Bytes, because a progress bar's carriage returns are no ends of lines.
+    lines = (folder / "times.log").read_bytes().decode(errors="replace").split("\n")
     pairs = (line.partition(" ") for line in lines if re.match(r"\d+\.\d\d ", line))
     return [(float(seconds), line) for seconds, _, line in pairs]
 

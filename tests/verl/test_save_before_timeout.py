@@ -16,7 +16,7 @@ import json
 from llm_bridge.remote.node.stages import ppo
 from llm_bridge.remote.node.verl import trainer_config
 from omegaconf import OmegaConf
-overrides = ppo.save_before_timeout_overrides("own.Notes")
+overrides = ppo.hook_overrides("own.Notes")
 config = trainer_config.load_config(ppo.CONFIG, ["trainer.save_freq=10", *overrides])
 from verl.trainer.ppo.checkpoint_callback import build_checkpoint_callback
 callback = build_checkpoint_callback(config)

@@ -142,15 +142,13 @@ def steps_per_epoch(rows: int, batch: int) -> int:
     return rows // batch
 
 
-def save_before_timeout_overrides(recipe_callback: str | None) -> list[str]:
-    """Return the overrides that make verl's default trainer save before the Ray cluster's allocation ends.
+def hook_overrides(recipe_callback: str | None) -> list[str]:
+    """Return the overrides that make verl's default trainer load hooks/ppo.py.
 
     Args:
         recipe_callback: The recipe's ``trainer.checkpoint_callback_class``, which is called as well.
     """
-    callback = override(
-        "trainer.checkpoint_callback_class", "llm_bridge.remote.node.verl.hooks.ppo.SaveBeforeTimeout"
-    )
+    callback = override("trainer.checkpoint_callback_class", "llm_bridge.remote.node.verl.hooks.ppo.Callback")
     if not recipe_callback:
         return [callback]
     return [callback, override("+trainer.llm_bridge_callback_class", recipe_callback)]
@@ -242,8 +240,8 @@ def train(settings: Settings) -> dict[str, Any]:
             "with trainer.use_v1=false, PPO does not save before the job ends: Slurm before 23.02 does not name that "
             "time. A time limit costs the steps since the last checkpoint (trainer.save_freq)"
         )
-    if config.trainer.use_v1 and os.environ.get("LLM_BRIDGE_ENDS_SOON"):
-        verl_arguments += save_before_timeout_overrides(config.trainer.checkpoint_callback_class)
+    if config.trainer.use_v1:
+        verl_arguments += hook_overrides(config.trainer.checkpoint_callback_class)
     if reward := settings.get("reward"):
         function.write_files(reward, attempt())
     # For this process; Ray passes the variables to the workers on all nodes, from runtime_env.
