@@ -4,11 +4,11 @@ A signature is matched against one line at a time, after colours and the prefixe
 torchrun have been removed (``remote/login/evidence.py``, which runs with the ``re`` of Python 3.6). The earliest root
 cause in a log decides; a *cascade* is a message of other ranks after one has failed, and counts only if nothing else
 explains the failure. No signature may match the output of a run that succeeds: such a line comes first in the log and
-would hide the cause (tests/unit/test_good_logs.py).
+would hide the cause (tests/unit/diagnosis/test_good_logs.py).
 
 Excerpts are lines as the programs print them (torch 2.11 to 2.13, NCCL 2.2x, Slurm 22.05, hydra 1.3, Ray 2.60,
 huggingface_hub 1.33 and 2.4, the NVIDIA driver's kernel module). ``must_not_match`` holds similar lines that indicate no
-failure: advice, warnings, information. Tests check both (tests/unit/test_signatures.py).
+failure: advice, warnings, information. Tests check both (tests/unit/diagnosis/test_signatures.py).
 """
 
 from __future__ import annotations
@@ -150,6 +150,20 @@ TABLE: tuple[Signature, ...] = (
       "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
       "[2026-11-25 10:00:00,465 I 320 320] (gcs_server) gcs_actor_manager.cc:1515: Actor is failed on worker 1aa89a at node "
       "fd0ca6, need_reschedule = 0, death context type = ActorDiedErrorContext, remaining_restarts = 0",
+      cascade=True),
+    S("native_crash", "unknown",
+      r"^!{7} Segfault encountered !{7}|^Fatal Python error: Segmentation fault",
+      "!!!!!!! Segfault encountered !!!!!!!",
+      "INFO:    segfault_handler: installed",
+      "Compiled code crashed; the lines below name the functions. dlopen among them: a library was changed or replaced "
+      "while the job ran, or packages do not fit together. Install nothing into an environment that jobs use: build it "
+      "anew (python -m llm_bridge install-environment CLUSTER)."),
+    S("vllm_engine_ended", "unknown",
+      r"^RuntimeError: Engine core initialization failed",
+      "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+      "INFO 11-25 10:00:00 [core.py:217] init engine (profile, create kv cache, warmup model) took 14.65 seconds",
+      "vLLM's engine process ended before it was ready, without an error of its own: it crashed or was killed. Read the "
+      "log above this line, and the node's kernel log.",
       cascade=True),
     # ---- GPU memory
     S("torch_cuda_oom", "cuda_oom",

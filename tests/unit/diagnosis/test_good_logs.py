@@ -3,8 +3,8 @@
 ``good_logs/`` are real: the demo's run on the local Slurm cluster (two nodes, gloo; prepare, SFT, merge, Ray cluster,
 three of Ray's own logs, PPO, merge, upload), and a training under torchrun on two H100s (torch 2.11, NCCL 2.28,
 NCCL_DEBUG=INFO, TORCH_CPP_LOG_LEVEL=INFO); lines of SFT's tuner, on one H200, and on two CPU nodes where an injected
-error stood for a setting that did not fit. Repetitions of a line, the ends of long lines and the path of Python were
-removed.
+error stood for a setting that did not fit; PPO, and GRPO with LoRA, with vLLM on an H200. Repetitions of a line, the
+ends of long lines and the path of Python were removed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Logs of trainings that failed on GPUs (torch 2.11, NCCL 2.28).
 
-That of the rollout engine is from benchmarks/gpu_trial.py on one H200 (vLLM 0.24), the others from
+Those of the rollout engine are from benchmarks/gpu_trial.py on H200s (vLLM 0.24; it crashed because a library of the
+environment had been overwritten meanwhile), the others from
 benchmarks/failures_report/gpu_causes.py on two H100s.
 """
 
@@ -31,6 +32,7 @@ CAUSES = {
     "token_outside_of_the_vocabulary": ("bad_config", "Assertion `srcIndex < srcSelectDimSize` failed"),
     "index_out_of_bounds": ("bad_config", "index out of bounds"),
     "rollout_engine_without_a_package": ("environment", "No module named 'flashinfer'"),
+    "rollout_engine_crashes": ("unknown", "!!!!!!! Segfault encountered !!!!!!!"),
     "nobody_answers": ("network", "The client socket has timed out after 8000ms"),
 }
 
