@@ -17,6 +17,7 @@ from llm_bridge.remote.node.verl import (
     checkpoints,
     flash_attn,
     ppo_rules,
+    rollout_memory,
     tracking,
     trainer_config,
     validate_ppo,
@@ -224,6 +225,9 @@ def train(settings: Settings) -> dict[str, Any]:
         )
         return trainer_config.verify_result(directory, expected)
 
+    models = {role: settings.get(f"{role}_path") for role in ("actor", "critic")}
+    if problem := rollout_memory.check(trainer_config.lookup(config), nodes * gpus, models):
+        raise JobError(problem, kind="bad_config")
     check_cluster(live_gpus(), nodes, gpus)
     directory.mkdir(parents=True, exist_ok=True)
     if config.trainer.resume_mode == "auto":

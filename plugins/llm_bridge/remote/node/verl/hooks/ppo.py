@@ -1,7 +1,7 @@
 """Make PPO notice answers sooner, and save before its job ends.
 
-verl's checkpoint hook (``trainer.checkpoint_callback_class``) loads this in the process of its trainer, before the first
-step.
+verl's checkpoint hook (``trainer.checkpoint_callback_class``) loads this in the process of its trainer, before the
+first step.
 """
 
 from __future__ import annotations
