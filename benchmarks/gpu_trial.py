@@ -112,7 +112,9 @@ CASES: dict[str, Case | SftCase] = {
     "lora-1b": Case(GRPO, "1b", 5, GROUPS | LORA | {MEMORY: 0.5}),
     "sft-1b": SftCase(40, SFT_LARGE),
     # A micro batch that no GPU of 80 GB holds: what the job says, and what the tuner makes of it.
-    "sft-1b-oom": SftCase(3, SFT_LARGE | {"data.micro_batch_size_per_gpu": 128, CHECKPOINTING: False}, rows=128),
+    "sft-1b-oom": SftCase(
+        3, SFT_LARGE | {"data.micro_batch_size_per_gpu": 128, CHECKPOINTING: False}, rows=128
+    ),
     "sft-1b-apply": SftCase(
         3, SFT_LARGE | {"data.micro_batch_size_per_gpu": 128, CHECKPOINTING: False}, "apply", rows=128
     ),
@@ -472,7 +474,7 @@ class Trial:
 
 
 def numbers(text: str, verl: dict[str, Any]) -> dict[str, Any]:
-    """Return a training's numbers: medians over the steps after the second, and each step's score.
+    """Return a training's numbers: medians over the steps after the second that do not save, and each step's score.
 
     Args:
         text: The training's output.
@@ -485,7 +487,7 @@ def numbers(text: str, verl: dict[str, Any]) -> dict[str, Any]:
     found = [step for _, step in sorted(steps.items()) if METRICS["step_s"] in step]
     if not found:
         return {"steps": 0}
-    steady = found[2:] or found
+    steady = [step for step in found[2:] if "timing_s/save_checkpoint" not in step] or found
     medians = {
         name: round(statistics.median(step[key] for step in steady if key in step), 5)
         for name, key in METRICS.items()
@@ -552,7 +554,10 @@ def ratios(report: dict[str, Any]) -> dict[str, Any]:
             kind = "direct" if name.startswith("direct:") else "project"
             found.setdefault(case, {}).setdefault(kind, []).append(entry["step_s"])
     return {
-        case: {**kinds, "ratio": round(statistics.mean(kinds["direct"]) / statistics.mean(kinds["project"]), 4)}
+        case: {
+            **kinds,
+            "ratio": round(statistics.mean(kinds["direct"]) / statistics.mean(kinds["project"]), 4),
+        }
         for case, kinds in found.items()
         if len(kinds) == 2
     }
