@@ -48,7 +48,7 @@ class CheckOperator(ClusterOperator):
         Raises:
             ConfigError: Names every error that was found; no retry follows.
         """
-        plan = self._choose(context)
+        plan, is_checked = self._choose(context)
         log.info(
             "run %r: recipe %s on cluster %s, stages %s",
             plan.run_name, plan.recipe.name, plan.cluster, ", ".join(plan.stages),
@@ -68,6 +68,15 @@ class CheckOperator(ClusterOperator):
             )
             if unused := ppo_rules.unused_critic_keys(plan.recipe.ppo.verl):
                 log.warning("without a critic, verl does not use %s", ", ".join(unused))
+        if not is_checked:
+            plan = self._check(plan)
+        choice.keep(context["task_state_store"], plan)
+        for stage, result in plan.start.results.items() if plan.start else ():
+            log.info("taken over: result %s of stage %s in %s", result, stage, plan.result_dir(stage))
+        return plan.model_dump(mode="json")
+
+    def _check(self, plan: Plan) -> Plan:
+        """Return the plan as :func:`check_site` completes it, or wait for its cluster."""
         cluster = load_cluster(plan.cluster)
         try:
             plan = asyncio.run(check_site(plan))
@@ -81,24 +90,26 @@ class CheckOperator(ClusterOperator):
             first_contact.record(cluster)
             self.wait_for_cluster(plan.cluster, error)
         first_contact.record(cluster)
-        if plan.cluster_choice:
-            choice.keep(context["task_state_store"], plan)
-        for stage, result in plan.start.results.items() if plan.start else ():
-            log.info("taken over: result %s of stage %s in %s", result, stage, plan.result_dir(stage))
-        return plan.model_dump(mode="json")
+        return plan
 
-    def _choose(self, context: Context) -> Plan:
-        """Return the plan on the run's cluster: the one chosen before, or else of several that can start it first."""
-        if found := choice.chosen_before(context["task_state_store"]):
-            log.info(
-                "this run has chosen its cluster before, and stays there with its jobs and data (to use another one, "
-                "trigger a new run): %s",
-                found[1],
-            )
-            return _plan(context, found[0]).model_copy(update={"cluster_choice": found[1]})
+    def _choose(self, context: Context) -> tuple[Plan, bool]:
+        """Return the plan on the run's cluster, and True if that cluster has checked it.
+
+        The cluster is the one on which the run has begun, or else of several the one that can start it first.
+        """
         clusters = _clusters(context)
+        if found := choice.chosen_before(context["task_state_store"]):
+            name, why = found
+            if why or clusters != [name]:
+                log.info(
+                    "this run has begun on cluster %s, and stays there with its jobs and data%s. To use another "
+                    "cluster, trigger a new run",
+                    name,
+                    f" ({why})" if why else f", although {', '.join(clusters) or 'no cluster'} is named now",
+                )
+            return _plan(context, name).model_copy(update={"cluster_choice": why}), False
         if len(clusters) < 2:
-            return _plan(context)
+            return _plan(context), False
         try:
             plan = asyncio.run(
                 choice.choose(
@@ -113,7 +124,7 @@ class CheckOperator(ClusterOperator):
             limit = FIRST_CONTACT_SECONDS if error.is_first_contact else choice.ASK_AGAIN_SECONDS
             self.wait_for_cluster(error.answer.cluster, error, limit_seconds=limit)
         log.info("%s", plan.cluster_choice)
-        return plan
+        return plan, True
 
     @logs_config_errors
     def execute_again(self, context: Context, event: dict[str, Any]) -> Any:

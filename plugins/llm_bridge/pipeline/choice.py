@@ -1,7 +1,8 @@
-"""Choose the cluster of a run whose recipe names several: the one that can start the run first.
+"""Choose the cluster of a run: of several that the recipe names, the one that can start the run first.
 
 The choice is made once for a run, by its task ``check``, and kept in that task's state store, which outlives retries
-and clears: the run's jobs and data are on that cluster, so nothing that is cleared may move to another one.
+and clears: the run's jobs and data are on that cluster, so nothing that is cleared may move to another one. That holds
+for a run with one cluster, too, whose recipe or whose cluster's file may be edited later.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ASK_AGAIN_SECONDS = 300.0
 MAX_QUOTED_LENGTH = 200
 
 MakePlan = Callable[[str], Plan]
-Check = Callable[[Plan], Awaitable[object]]
+Check = Callable[[Plan], Awaitable[Plan]]
 Jobs = Callable[[Plan], list[SlurmJob]]
 
 
@@ -45,15 +46,15 @@ class Answer:
 
     Attributes:
         cluster: Its name.
-        can_run: True if it accepts the run's jobs.
         seconds: Slurm's estimate of the time until the largest job can start; None if it has none.
         error: Why it cannot take the run; None if it can.
+        plan: The run's plan on it, as its check has completed it; None if it cannot take the run.
     """
 
     cluster: str
-    can_run: bool
     seconds: float | None = None
     error: Exception | None = None
+    plan: Plan | None = None
 
     @property
     def text(self) -> str:
@@ -82,7 +83,7 @@ class NoClusterNow(Exception):
 
 
 def chosen_before(store: StateStore) -> tuple[str, str] | None:
-    """Return the cluster that this run has chosen, and why; None if it has not yet.
+    """Return the cluster on which this run has begun, and why; None if it has not begun. Without a choice, why is empty.
 
     Args:
         store: State store of the task ``check``.
@@ -105,7 +106,7 @@ def keep(store: Any, plan: Plan) -> None:
 async def choose(
     clusters: Sequence[str], make: MakePlan, check: Check, jobs: Jobs, *, is_last_contact: bool = False
 ) -> Plan:
-    """Ask every cluster, and return the plan on the one that can start the run's largest job first.
+    """Ask every cluster, and return the checked plan on the one that can start the run's largest job first.
 
     Starts within a minute of each other are equal, and the order of the clusters decides, as it does among clusters
     without an estimate, which come last.
@@ -113,7 +114,7 @@ async def choose(
     Args:
         clusters: Names of the cluster files, in the recipe's order.
         make: Makes the plan on a cluster.
-        check: Checks a plan on its cluster, and raises ConfigError or ClusterUnavailable.
+        check: Checks a plan on its cluster and completes it, or raises ConfigError or ClusterUnavailable.
         jobs: Returns the jobs of a plan.
         is_last_contact: A login node that has never answered is not waited for any more.
 
@@ -125,29 +126,27 @@ async def choose(
     for name in clusters:
         answers.append(await _ask(name, make, check, jobs))
         log.log(logging.WARNING if answers[-1].error else logging.INFO, "start: %s", answers[-1].text)
-    able = [answer for answer in answers if answer.can_run]
+    able = [(answer, answer.plan) for answer in answers if answer.plan]
     if not able:
         raise await asyncio.to_thread(_none, answers, is_last_contact)
-    known = [answer.seconds for answer in able if answer.seconds is not None]
-    best = next(
-        (a for a in able if known and a.seconds is not None and a.seconds < min(known) + TIE_SECONDS), able[0]
-    )
+    known = [answer.seconds for answer, _ in able if answer.seconds is not None]
+    first = min(known, default=0.0) + TIE_SECONDS
+    best, plan = next((a for a in able if a[0].seconds is not None and a[0].seconds < first), able[0])
     texts = [best.text, *(answer.text for answer in answers if answer is not best)]
     why = f"Cluster {best.cluster} of {', '.join(clusters)}: the largest job can start on {'; '.join(texts)}"
-    return make(best.cluster).model_copy(update={"cluster_choice": why})
+    return plan.model_copy(update={"cluster_choice": why})
 
 
 async def _ask(name: str, make: MakePlan, check: Check, jobs: Jobs) -> Answer:
     try:
-        plan = make(name)
-        await check(plan)
+        plan = await check(make(name))
         seconds = await _seconds_until_start(plan, jobs(plan))
     except (ConfigError, ClusterUnavailable, CommandFailed) as error:
         if isinstance(error, ClusterUnavailable) and not isinstance(error, LoginNodeUnreachable):
             await asyncio.to_thread(first_contact.record, load_cluster(name))
-        return Answer(name, can_run=False, error=error)
+        return Answer(name, error=error)
     await asyncio.to_thread(first_contact.record, load_cluster(name))
-    return Answer(name, can_run=True, seconds=seconds)
+    return Answer(name, seconds=seconds, plan=plan)
 
 
 async def _seconds_until_start(plan: Plan, jobs: Sequence[SlurmJob]) -> float | None:

@@ -142,24 +142,51 @@ def test_a_run_stays_on_its_cluster_when_check_is_retried_or_cleared(sites: Site
     assert sites.execute().cluster == "x", "another run"
 
 
-def test_a_check_that_fails_has_chosen_nothing(sites: Sites) -> None:
-    """Between the choice and the last check, the cluster that was chosen stops answering."""
+@pytest.mark.parametrize("named_in", ["recipe", "form"])
+def test_a_run_with_one_cluster_stays_there_when_its_recipe_is_edited_and_check_is_cleared(
+    sites: Sites, include: Path, caplog: pytest.LogCaptureFixture, named_in: str
+) -> None:
+    caplog.set_level("INFO")
+    file = include / "recipes" / "several.yaml"
+    recipe = {**yaml.safe_load(file.read_text()), "clusters": []}
+    file.write_text(yaml.safe_dump({**recipe, "cluster": "x"}))
+    params = {"cluster": "x"} if named_in == "form" else {}
+    first = sites.execute(**params)
+    assert (first.cluster, first.cluster_choice) == ("x", "")
+    assert sites.execute(**params) == first and "has begun on" not in caplog.text, "as named"
+    file.write_text(yaml.safe_dump({**recipe, "clusters": ["y", "z"]}))
+    assert sites.execute(**params).cluster == "x" and sites.checked == ["x"] * 3
+    moved = (
+        "this run has begun on cluster x, and stays there with its jobs and data, although y, z is named now. "
+        "To use another cluster, trigger a new run"
+    )
+    assert (moved in caplog.text) is (named_in == "recipe")
+
+
+def test_a_check_that_fails_has_chosen_nothing(sites: Sites, include: Path) -> None:
+    file = include / "recipes" / "several.yaml"
+    recipe = {**yaml.safe_load(file.read_text()), "clusters": []}
+    file.write_text(yaml.safe_dump({**recipe, "cluster": "x"}))
+    sites.refuses["x"] = ConfigError("no partition gpu")
+    with pytest.raises(ConfigError, match="no partition gpu"):
+        sites.execute()
+    file.write_text(yaml.safe_dump({**recipe, "cluster": "y"}))
+    assert sites.execute().cluster == "y"
+
+
+def test_the_cluster_that_is_chosen_is_checked_once_and_its_plan_is_complete(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check completes the plan with what the cluster has of the run that it starts from."""
     calls = []
 
     async def check_site(plan: Plan) -> Plan:
         calls.append(plan.cluster)
-        if len(calls) == 4:
-            raise LoginNodeUnreachable("down")
-        return plan
+        return plan.model_copy(update={"run_name": f"checked on {plan.cluster}"})
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "check_site", check_site)
-        with pytest.raises(TaskDeferred) as deferred:
-            sites.execute()
-    assert calls == ["x", "y", "z", "x"] and not sites.store
-    event = {"service": "x", "answers": True, "deadline": deferred.value.trigger.serialize()[1]["deadline"]}
-    sites.refuses["x"] = LoginNodeUnreachable("down")
-    assert sites.execute(event).cluster == "y"
+    monkeypatch.setattr(check, "check_site", check_site)
+    sites.start["x"] = 600.0
+    assert sites.execute().run_name == "checked on y" and calls == ["x", "y", "z"]
 
 
 def test_clusters_that_do_not_answer_now_are_all_asked_again(sites: Sites) -> None:
