@@ -20,7 +20,7 @@ from llm_bridge.config.loader import NAME, load_cluster
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError
 from llm_bridge.pipeline import site_checks
 from llm_bridge.remote.messages import DescribeAnswer, DescribeRequest, Folder
-from llm_bridge.remote.transport import CommandFailed
+from llm_bridge.remote.transport import CommandFailed, find_programs
 from llm_bridge.slurm import capacity, inventory, site_limits
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.inventory import Partition
@@ -151,7 +151,7 @@ async def ask(name: str, ssh_conn_id: str | None) -> Site:
         request = DescribeRequest(FOLDERS, (*SLURM, *MODULES, *CONDA, *VENVS, *IMAGES))
         described: DescribeAnswer = await usable.call_helper("describe_site", request, DescribeAnswer)
         slurm_bin = None
-        if (await client.transport.run(["which", "sinfo"])).code:
+        if not await find_programs(client.transport, ["sinfo"]):
             found = [file for file in described.files if file.endswith("/sbatch")]
             if not found:
                 raise ConfigError(

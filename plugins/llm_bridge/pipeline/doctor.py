@@ -37,7 +37,7 @@ from llm_bridge.remote.messages import (
     DescribeRequest,
     Finding,
 )
-from llm_bridge.remote.transport import THIS_MACHINE, CommandFailed, greetings
+from llm_bridge.remote.transport import THIS_MACHINE, CommandFailed, find_programs, greetings
 from llm_bridge.slurm import capacity, site_limits, site_names
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.spec import Resources, SlurmJob
@@ -318,9 +318,8 @@ class _Examiner:
 
     async def _slurm(self) -> list[Finding]:
         file = site_checks.file_of(self.cluster)
-        found = await self.client.transport.run(["which", *COMMANDS])
-        names = {line.rpartition("/")[2] for line in found.stdout.splitlines()}
-        if missing := [command for command in COMMANDS if command not in names]:
+        found = await find_programs(self.client.transport, COMMANDS)
+        if missing := [command for command in COMMANDS if command not in found]:
             detail = f"the login node has no {', '.join(missing)} in PATH"
             return [Finding("Slurm", ERROR, detail, f"set slurm_bin in {file} to the directory of sbatch")]
         done = await self.client.run(["sinfo", "--version"])

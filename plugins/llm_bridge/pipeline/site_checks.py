@@ -27,6 +27,7 @@ from llm_bridge.remote.messages import (
     Finding,
     HubAccess,
 )
+from llm_bridge.remote.transport import find_programs
 from llm_bridge.slurm.capacity import TooLarge
 from llm_bridge.slurm.client import SlurmClient
 from llm_bridge.slurm.spec import ResolvedJob, SlurmJob
@@ -130,8 +131,8 @@ async def login_python(client: SlurmClient, *, runs_guard: bool) -> tuple[Findin
     if version and version >= oldest:
         text = f"{cluster.login_python} is Python {version[0]}.{version[1]}"
         return Finding("login_python", OK, text), client
-    path = (await client.transport.run(["which", "python3"])).stdout.strip()
-    other = (await _python_version(client, path))[0] if path.startswith("/") else None
+    path = (await find_programs(client.transport, ["python3"])).get("python3", "")
+    other = (await _python_version(client, path))[0] if path else None
     usable = other is not None and other >= oldest
     wanted = f"{oldest[0]}.{oldest[1]} or newer"
     if with_guard:

@@ -162,9 +162,9 @@ class Session:
 
 
 @functools.cache
-def _login_command() -> str:
-    """Return ``templates/login_command.sh`` as one line."""
-    text = resources.files("llm_bridge.remote").joinpath("templates", "login_command.sh").read_text("utf-8")
+def _one_line(template: str) -> str:
+    """Return a script in ``templates`` as one line."""
+    text = resources.files("llm_bridge.remote").joinpath("templates", template).read_text("utf-8")
     return " ".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
@@ -188,7 +188,7 @@ class CleanCommand:
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command line that runs a command."""
-        return ["/bin/sh", "-c", _login_command(), "sh", self.slurm_bin, self.marker, *argv]
+        return ["/bin/sh", "-c", _one_line("login_command.sh"), "sh", self.slurm_bin, self.marker, *argv]
 
     def command_line(self, argv: Sequence[str]) -> str:
         """Return that command line quoted for a shell."""
@@ -349,6 +349,21 @@ async def checked(
     if done.code:
         raise CommandFailed(argv, done)
     return done.stdout
+
+
+async def find_programs(transport: Transport, names: Sequence[str]) -> dict[str, str]:
+    """Return the paths of programs in PATH on the login node, by name; those that are not there are missing.
+
+    Args:
+        transport: Connection to the login node.
+        names: The programs.
+
+    Raises:
+        LoginNodeUnreachable: There is no connection.
+    """
+    done = await transport.run(["/bin/sh", "-c", _one_line("find_programs.sh"), "sh", *names])
+    # A name alone is a function of the login shell, which no program can run.
+    return {line.rpartition("/")[2]: line for line in done.stdout.splitlines() if line.startswith("/")}
 
 
 def new_marker() -> str:

@@ -61,14 +61,15 @@ class Client:
         self.refusal: Exception = JobRefused("no such partition", "job", "local")
         self.wrong: list[WrongNames] = []
         self.large: list[TooLarge] = []
-        # Output of each program that is a Python, and of `which python3`.
+        # Output of each program that is a Python, and the path of python3.
         self.pythons = {"/usr/bin/python3": "llm-bridge 3.9\n"}
-        self.which = "/usr/bin/python3\n"
+        self.python3 = "/usr/bin/python3\n"
         self.transport = self
 
     async def run(self, argv: list[str]) -> Completed:
-        if argv[0] == "which":
-            return Completed(0 if self.which else 1, self.which, "")
+        if argv[0] == "/bin/sh":
+            assert argv[-1] == "python3"
+            return Completed(0, self.python3, "")
         if argv[0] in self.pythons:
             return Completed(0, self.pythons[argv[0]], "")
         return Completed(127, "", f"sh: {argv[0]}: not found")
@@ -377,7 +378,7 @@ async def test_a_login_python_that_cannot_run_rays_guard_outside_the_container_i
 
 async def test_a_login_node_without_python_is_reported(client: Client, include: Path) -> None:
     edit(include / "clusters" / "local.yaml", login_python="/opt/python")
-    client.which = ""
+    client.python3 = ""
     with pytest.raises(ConfigError, match=r"Set it to a Python of version 3\.6 or newer\. Nothing"):
         await check_site(plan())
     assert client.request is None

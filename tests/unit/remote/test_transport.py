@@ -30,6 +30,7 @@ from llm_bridge.remote.transport import (
     Completed,
     LocalTransport,
     checked,
+    find_programs,
 )
 
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPGtlXlv0dnJav6OYYEmVA6bZGZGuyL88/BDmoV15gvJ"
@@ -70,6 +71,16 @@ async def test_a_failed_command_is_an_error_with_its_output() -> None:
     with pytest.raises(CommandFailed, match=r"`sh` on the login node ended with exit code 4: bad$") as error:
         await checked(LocalTransport(), ["sh", "-c", "echo bad >&2; exit 4"])
     assert error.value.done.code == 4
+
+
+async def test_programs_are_found_on_a_login_node_without_which(tmp_path: Path) -> None:
+    """Minimal images of RHEL 9 and Debian have no `which`: the one here fails as a missing one does."""
+    for name, text in {"which": "exit 127", "sinfo": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    found = await find_programs(LocalTransport(str(tmp_path)), ["sinfo", "no-such-program", "-v", "$(id)", "sh"])
+    assert found.pop("sh").startswith("/")
+    assert found == {"sinfo": f"{tmp_path}/sinfo"}
 
 
 def test_an_error_without_output_says_so() -> None:

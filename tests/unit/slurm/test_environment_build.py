@@ -190,6 +190,24 @@ def test_two_builds_in_one_place_exclude_each_other(tmp_path: Path, programs: Pa
     assert run(tmp_path, wanted).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (71, "cannot be locked on n7 (flock ended with exit code 71: flock: 9: No locks available): mount "),
+        (127, "there is no command 'flock' (util-linux) on n7"),
+    ],
+)
+def test_a_file_system_without_locks_is_no_other_build(
+    tmp_path: Path, programs: Path, code: int, said: str
+) -> None:
+    """A stand-in for flock ends as util-linux' does on NFS mounted with nolock, and bash without a flock."""
+    (programs / "flock").write_text(f"#!/bin/bash\necho 'flock: 9: No locks available' >&2\nexit {code}\n")
+    (programs / "flock").chmod(0o755)
+    done = run(tmp_path, build(tmp_path))
+    assert done.returncode == 1 and said in done.stderr and "another build" not in done.stderr
+    assert not (tmp_path / "calls").exists()
+
+
 def test_a_directory_that_somebody_made_is_not_touched(tmp_path: Path, programs: Path) -> None:
     wanted = build(tmp_path)
     (Path(wanted.target) / "mine").mkdir(parents=True)
