@@ -82,7 +82,10 @@ class NotAcceptedYet(SlurmUnavailable):
 
 
 class EarlierAttemptRuns(NotAcceptedYet):
-    """Processes of an earlier attempt still run although Slurm considers its job ended, so nothing was submitted."""
+    """Processes of an earlier attempt still run, or may, although Slurm has ended or is ending its job.
+
+    Nothing was submitted.
+    """
 
 
 class RateLimitExceeded(SlurmUnavailable):

@@ -170,7 +170,7 @@ def test_nothing_is_submitted_to_a_cluster_that_has_ended_and_the_waiting_task_s
     new_task: Any, ray: dict[str, Any], slurm: Any, stage: str, cluster_job: SlurmJob, logged: Any
 ) -> None:
     submitter, task = new_task("again-gone"), new_task("again-own")
-    assert asyncio.run(cancel_and_wait("test", [ray["job_id"]])) == []
+    assert not asyncio.run(cancel_and_wait("test", [ray["job_id"]]))
     place = f"{stage}/own"
     job = python("print('on a cluster of its own')", place)
     found = submitter.run(RaySubmitJobOperator(task_id="submit", ray=ray, job=job))

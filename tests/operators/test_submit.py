@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from llm_bridge.exceptions import ConfigError
 from llm_bridge.operators.exceptions import SlurmJobFailed
@@ -17,12 +19,13 @@ from llm_bridge.operators.slurm import SlurmCancelOperator, SlurmSubmitOperator
 from llm_bridge.remote import transport
 from llm_bridge.remote.ssh_transport import SshTransport
 from llm_bridge.sensors.slurm import SlurmJobSensor
-from llm_bridge.slurm import poller
+from llm_bridge.slurm import poller, submission
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.events import EndReason, SlurmJobEvent
 from llm_bridge.slurm.spec import Resources, SlurmJob
 from llm_bridge.slurm.status import Phase
 from llm_bridge.triggers.reachability import ClusterReachableTrigger
+from testing.local_cluster import LocalCluster
 from testing.waiting import until
 
 
@@ -264,6 +267,50 @@ def test_the_teardown_cancels_every_job_of_a_stage_and_accepts_a_stage_without_j
     assert down.execute(task.context) == [trigger.job_id]
     nothing = SlurmCancelOperator(task_id="down", stage=lambda context: ("test", f"{stage}-not-there"))
     assert nothing.execute(task.context) == []
+
+
+@pytest.fixture
+def epilog(slurm: LocalCluster) -> Iterator[Path]:
+    """A site's epilog that holds every job in COMPLETING while this file exists."""
+    hold, script = slurm.workspace / "epilog-holds", slurm.workspace / "epilog.sh"
+    script.write_text(f"#!/bin/sh\nwhile [ -e {hold} ]; do sleep 0.2; done\n")
+    script.chmod(0o755)
+    file = slurm.settings.etc_dir / "slurm" / "slurm.conf"
+    before = file.read_text()
+    file.write_text(f"{before}\nEpilog={script}\n")
+    hold.touch()
+    slurm.run("ctl", ["scontrol", "reconfigure"])
+    try:
+        yield hold
+    finally:
+        hold.unlink(missing_ok=True)
+        file.write_text(before)
+        slurm.run("ctl", ["scontrol", "reconfigure"])
+
+
+def test_a_job_whose_epilog_runs_on_is_ended_for_the_teardown_and_waited_for_without_a_retry_after_a_clear(
+    task: Any, slurm: LocalCluster, epilog: Path, logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The waits, of 120 s each, are shortened; a health check of GPUs in an epilog takes minutes."""
+    trigger = task.start(submit("sleep 600"))
+    stage = trigger.directory.rsplit("/", 1)[0]
+    state = ["squeue", "-h", "-o", "%T", "-j", trigger.job_id]
+    until(lambda: slurm.run("login", state, user="svc").stdout.strip() == "RUNNING", what="the job's start")
+    down = SlurmCancelOperator(task_id="down", stage=lambda context: ("test", stage), wait_seconds=6)
+    assert down.execute(task.context) == [trigger.job_id]
+    lines = logged()
+    assert any(f"Slurm job {trigger.job_id} is still COMPLETING 6 s after scancel" in line for line in lines)
+    assert slurm.run("login", state, user="svc").stdout.strip() == "COMPLETING"
+
+    monkeypatch.setattr(submission, "CANCEL_CLEARED_SECONDS", 2.0)
+    task.clear()
+    with pytest.raises(TaskDeferred) as deferred:
+        submit("true").execute(task.context)
+    assert isinstance(deferred.value.trigger, ClusterReachableTrigger)
+    assert f"Slurm job {trigger.job_id} is still COMPLETING after scancel" in deferred.value.trigger.reason
+    epilog.unlink()
+    done = task.run(submit("true"))
+    assert done["state"] == "COMPLETED" and done["job_id"] != trigger.job_id
 
 
 @pytest.mark.parametrize(

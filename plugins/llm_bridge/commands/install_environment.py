@@ -157,7 +157,8 @@ async def _as_job(build: EnvironmentBuild, client: SlurmClient) -> int:
             _say(f"Slurm job {job_id} of another call builds on")
             return INTERRUPTED
         _say(f"cancelling Slurm job {job_id}")
-        if await cancel_and_wait(build.cluster.name, [job_id], CANCEL_SECONDS):
+        left = await cancel_and_wait(build.cluster.name, [job_id], CANCEL_SECONDS)
+        if any(not info.is_completing for info in left.values()):
             _say(
                 f"Slurm job {job_id} has not ended yet: `scancel {job_id}` on the login node cancels it again"
             )

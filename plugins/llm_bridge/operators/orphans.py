@@ -97,10 +97,10 @@ class ReapOrphansOperator(BaseOperator):
             asyncio.run(close_attempts(self.cluster, stage))
         if found["cancelled"]:
             left = asyncio.run(cancel_and_wait(self.cluster, found["cancelled"]))
-            if left:
+            if stuck := [job_id for job_id, info in left.items() if not info.is_completing]:
                 self.log.warning(
                     "Slurm job %s has not ended after scancel; the next sweep cancels it again",
-                    ", ".join(left),
+                    ", ".join(stuck),
                 )
         if to_mark and not dry_run:
             asyncio.run(list_active(self.cluster, to_mark))

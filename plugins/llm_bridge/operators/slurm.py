@@ -314,7 +314,8 @@ class SlurmCancelOperator(ClusterOperator):
         wait_seconds: Maximum seconds to wait for the end of the jobs.
 
     Raises:
-        AirflowException: A job has not ended after that.
+        AirflowException: A job has not ended after that, and Slurm is not ending it either. A job that is COMPLETING
+            (its processes are being ended, or the site's epilog runs) is left to Slurm.
     """
 
     ui_color = "#f0e4d4"
@@ -337,10 +338,18 @@ class SlurmCancelOperator(ClusterOperator):
             left = asyncio.run(cancel_and_wait(cluster, ids, self.wait_seconds))
         except ClusterUnavailable as error:
             self.wait_for_cluster(cluster, error)
-        if left:
+        if stuck := [job_id for job_id, info in left.items() if not info.is_completing]:
             raise AirflowException(
-                f"Slurm job {', '.join(left)} on cluster {cluster!r} has not ended {self.wait_seconds:.0f} s "
+                f"Slurm job {', '.join(stuck)} on cluster {cluster!r} has not ended {self.wait_seconds:.0f} s "
                 "after scancel and may still hold GPUs: check `scontrol show job` on the cluster"
             )
-        self.log.info("Slurm job %s has ended", ", ".join(ids))
+        if left:
+            self.log.warning(
+                "Slurm job %s is still COMPLETING %.0f s after scancel: Slurm ends its processes, or the site's epilog "
+                "runs. Its nodes are free after that; there is nothing to do",
+                ", ".join(left),
+                self.wait_seconds,
+            )
+        if ended := [job_id for job_id in ids if job_id not in left]:
+            self.log.info("Slurm job %s has ended", ", ".join(ended))
         return ids

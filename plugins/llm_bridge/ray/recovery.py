@@ -29,6 +29,7 @@ from llm_bridge.slurm.attempts import Attempt
 from llm_bridge.slurm.cancellation import close_and_cancel
 from llm_bridge.slurm.client import open_client
 from llm_bridge.slurm.spec import SlurmJob
+from llm_bridge.slurm.status import JobInfo
 from llm_bridge.slurm.submission import SlurmSubmission
 from llm_bridge.task_state import TaskState
 
@@ -156,8 +157,8 @@ class RayRecovery:
         """
         return await self._submit(cluster, self.ray_cluster.directory)
 
-    async def cancel(self) -> list[str]:
-        """Cancel the task's own cluster; return the ids of its Slurm jobs that have not ended."""
+    async def cancel(self) -> dict[str, JobInfo]:
+        """Cancel the task's own cluster; return its Slurm jobs that have not ended, by id."""
         return await close_and_cancel(self.ray_cluster.cluster, self.ray_cluster.directory)
 
     async def _is_current(self, submission_id: str) -> bool:

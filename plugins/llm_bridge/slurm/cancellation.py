@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from llm_bridge.exceptions import ClusterUnavailable, SlurmUnavailable
 from llm_bridge.slurm.client import open_client
-from llm_bridge.slurm.status import Phase
+from llm_bridge.slurm.status import JobInfo, Phase
 
 POLL_INTERVAL_SECONDS = 1.0
 MAX_POLL_INTERVAL_SECONDS = 15.0
@@ -24,10 +24,13 @@ Returned = TypeVar("Returned")
 _background: set[asyncio.Task[None]] = set()
 
 
-async def cancel_and_wait(cluster_name: str, job_ids: Sequence[str], seconds: float = 120.0) -> list[str]:
+async def cancel_and_wait(
+    cluster_name: str, job_ids: Iterable[str], seconds: float = 120.0
+) -> dict[str, JobInfo]:
     """Cancel jobs and poll until they have ended.
 
-    scancel sends SIGTERM, and SIGKILL after the site's KillWait (30 s by default, slurm.conf(5)).
+    scancel sends SIGTERM, and SIGKILL after the site's KillWait (30 s by default, slurm.conf(5)). A job is COMPLETING
+    meanwhile, and while the site's epilog runs: Slurm needs nothing more to end it.
 
     Args:
         cluster_name: Name of the cluster file.
@@ -35,18 +38,19 @@ async def cancel_and_wait(cluster_name: str, job_ids: Sequence[str], seconds: fl
         seconds: Maximum seconds to wait.
 
     Returns:
-        The ids of the jobs that have not ended by then.
+        The jobs that have not ended by then, by id.
 
     Raises:
         LoginNodeUnreachable: The login node does not answer.
         SlurmUnavailable: slurmctld does not answer.
     """
+    job_ids = list(job_ids)
     async with open_client(cluster_name) as client:
         await client.cancel(job_ids)
         until, pause = time.monotonic() + seconds, POLL_INTERVAL_SECONDS
         while True:
             states = await client.find(job_ids)
-            alive = [i for i, info in states.items() if info.phase is not Phase.ENDED]
+            alive = {i: info for i, info in states.items() if info.phase is not Phase.ENDED}
             if not alive or time.monotonic() > until:
                 return alive
             await asyncio.sleep(pause)
@@ -85,15 +89,15 @@ async def close_attempts(cluster_name: str, stage_directory: str) -> list[str]:
 
 async def close_and_cancel(
     cluster_name: str, stage_directory: str, seconds: float = CANCEL_SECONDS
-) -> list[str]:
+) -> dict[str, JobInfo]:
     """Close all attempts of a stage and cancel their jobs; see :func:`cancel_and_wait`."""
     jobs = await close_attempts(cluster_name, stage_directory)
-    return await cancel_and_wait(cluster_name, jobs, seconds) if jobs else []
+    return await cancel_and_wait(cluster_name, jobs, seconds) if jobs else {}
 
 
 async def close_and_wait(cluster_name: str, stage_directory: str) -> None:
     """Close all attempts of a stage and return when their jobs have ended; retry while the cluster is unavailable."""
-    left = await retry_while_unavailable(close_attempts, cluster_name, stage_directory)
+    left: Iterable[str] = await retry_while_unavailable(close_attempts, cluster_name, stage_directory)
     while left:
         left = await retry_while_unavailable(cancel_and_wait, cluster_name, left)
 

@@ -35,6 +35,7 @@ class State(NamedTuple):
 
 
 UNLISTED = "UNLISTED"
+COMPLETING = "COMPLETING"
 # squeue(1) and sacct(1), JOB STATE CODES. A state that is not in this table is UNKNOWN, which never counts as ended.
 STATES: dict[str, State] = {
     "PENDING": State(Phase.WAITING, False, "waits in the queue"),
@@ -46,7 +47,7 @@ STATES: dict[str, State] = {
     "SPECIAL_EXIT": State(Phase.WAITING, False, "was put back into the queue in state special exit"),
     "RESV_DEL_HOLD": State(Phase.WAITING, False, "is held because its reservation was deleted"),
     "RUNNING": State(Phase.RUNNING, False, "runs"),
-    "COMPLETING": State(Phase.RUNNING, False, "is ending"),
+    COMPLETING: State(Phase.RUNNING, False, "is ending"),
     "STAGE_OUT": State(Phase.RUNNING, False, "copies its files out"),
     "SIGNALING": State(Phase.RUNNING, False, "is being signalled"),
     "RESIZING": State(Phase.RUNNING, False, "changes its size"),
@@ -135,6 +136,13 @@ class JobInfo:
     def phase(self) -> Phase:
         """Phase of its state."""
         return self.meaning.phase
+
+    @property
+    def is_completing(self) -> bool:
+        """True while Slurm ends the job: its processes, for up to KillWait, and then the site's epilog, which may take
+        minutes. Slurm may run the job again after that, but not if it was cancelled.
+        """
+        return self.state == COMPLETING
 
     @property
     def expected_wait(self) -> float | None:

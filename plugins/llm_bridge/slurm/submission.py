@@ -101,9 +101,9 @@ class SlurmSubmission:
 
         Raises:
             ConfigError: Slurm refuses the job.
-            JobNotGone: The task was cleared, and its old job does not end.
+            JobNotGone: The task was cleared, and its old job does not begin to end.
             SubmissionUnread: sbatch succeeded, but the job's id could not be determined.
-            NotAcceptedYet: Slurm does not accept the job now, or an earlier attempt's processes still run.
+            NotAcceptedYet: Slurm does not accept the job now, or an earlier attempt's processes or epilog still run.
             ClusterUnavailable: The login node or slurmctld does not answer; a later call finds a job that was
                 submitted nevertheless.
         """
@@ -123,21 +123,21 @@ class SlurmSubmission:
                 found = replace(found, followup=followup)
             return found
 
-    async def cancel(self, seconds: float = CANCEL_SECONDS) -> list[str]:
+    async def cancel(self, seconds: float = CANCEL_SECONDS) -> dict[str, JobInfo]:
         """Close all attempts of this task and cancel their jobs.
 
         Args:
             seconds: Maximum seconds to wait for the jobs to end.
 
         Returns:
-            The ids of the jobs that have not ended by then.
+            The jobs that have not ended by then, by id.
         """
         # An attempt whose job id was never stored may also have a job, or be about to get one.
         ids = await close_attempts(self.job.cluster, self.job.directory)
         last = attempts.load(self.task)
         if last and last.job_id and not last.over and last.job_id not in ids:
             ids.append(last.job_id)  # adopted from another task
-        return await cancel_and_wait(self.job.cluster, ids, seconds) if ids else []
+        return await cancel_and_wait(self.job.cluster, ids, seconds) if ids else {}
 
     async def close_followup(self) -> None:
         """Close the follow-up job of a failed job: Slurm cancels it, but does not remove its secrets."""
@@ -158,7 +158,13 @@ class SlurmSubmission:
         if last is None:
             return await self._next_attempt(client, None)
         if last.was_cleared(self.task):
-            if left := await self.cancel(CANCEL_CLEARED_SECONDS):
+            left = await self.cancel(CANCEL_CLEARED_SECONDS)
+            if left and all(info.is_completing for info in left.values()):
+                raise EarlierAttemptRuns(
+                    f"the task was cleared, and Slurm job {', '.join(left)} is still COMPLETING after scancel: its "
+                    "processes are being ended, or the site's epilog runs. The next job is submitted after its end"
+                )
+            if left:
                 raise JobNotGone(
                     f"the task was cleared, but Slurm job {', '.join(left)} has not ended after scancel; the next try "
                     "checks again. Check `scontrol show job` on the cluster"

@@ -75,15 +75,15 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 @pytest.fixture
-def cancelled(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The ids that were cancelled, and those that do not end."""
-    found: dict[str, list[str]] = {"closed": [], "cancelled": [], "left": []}
+    found: dict[str, Any] = {"closed": [], "cancelled": [], "left": {}}
 
     async def close_attempts(cluster: str, directory: str) -> list[str]:
         found["closed"].append(directory)
         return ["7"]
 
-    async def cancel_and_wait(cluster: str, ids: list[str], seconds: float) -> list[str]:
+    async def cancel_and_wait(cluster: str, ids: list[str], seconds: float) -> Any:
         found["cancelled"] += ids
         return found["left"]
 
@@ -174,18 +174,22 @@ async def test_an_attempt_that_was_closed_is_followed_by_the_next_one(
 
 
 async def test_the_job_of_a_cleared_task_has_to_end_before_the_next_one(
-    client: Client, task: TaskState, cancelled: dict[str, list[str]]
+    client: Client, task: TaskState, cancelled: dict[str, Any]
 ) -> None:
     await SlurmSubmission(JOB, task, {}).submit()
     after_clear = replace(task, clear_number=1, max_tries=5)
-    cancelled["left"] = ["7"]
-    with pytest.raises(JobNotGone, match="Slurm job 7 has not ended"):
+    cancelled["left"] = {"6": JobInfo("6", "COMPLETING"), "7": JobInfo("7", "RUNNING")}
+    with pytest.raises(JobNotGone, match="Slurm job 6, 7 has not ended"):
+        await SlurmSubmission(JOB, after_clear, {}).submit()
+    # An epilog may take minutes: the task waits for it, which uses no retry.
+    cancelled["left"] = {"7": JobInfo("7", "COMPLETING")}
+    with pytest.raises(EarlierAttemptRuns, match="Slurm job 7 is still COMPLETING"):
         await SlurmSubmission(JOB, after_clear, {}).submit()
     assert len(client.submitted) == 1
-    cancelled["left"], client.answers = [], [SubmitAnswer(messages.SUBMITTED, "8")]
+    cancelled["left"], client.answers = {}, [SubmitAnswer(messages.SUBMITTED, "8")]
     found = await SlurmSubmission(JOB, after_clear, {}).submit()
     assert (found.attempt.number, found.attempt.is_first) == (2, True)
-    assert cancelled["cancelled"] == ["7", "7"]
+    assert cancelled["cancelled"] == ["7", "7", "7"]
 
 
 @pytest.mark.parametrize("refusal", [ConfigError("too few nodes"), NotAcceptedYet("drained")])
@@ -221,7 +225,7 @@ async def test_a_followup_that_slurm_refuses_does_not_fail_the_job(
 
 
 async def test_an_adopted_job_takes_the_place_of_a_new_one(
-    client: Client, task: TaskState, cancelled: dict[str, list[str]]
+    client: Client, task: TaskState, cancelled: dict[str, Any]
 ) -> None:
     other = replace(attempts.next_attempt(task, "/w/d/r/other", None), number=0, job_id="5")
 
