@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,9 @@ from llm_bridge.remote.messages import AttemptJob
 from llm_bridge.remote.node.evaluate import report
 from llm_bridge.sensors.ray import JOB_XCOM_RAY
 from llm_bridge.slurm import accounting
+from llm_bridge.slurm.accounting import Accounting
 from llm_bridge.slurm.cancellation import cancel_and_wait
-from llm_bridge.slurm.client import open_client
+from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.status import JobInfo, Phase
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ ROWS = {
     "evaluate": "evaluate.run",
     "upload": "upload.run",
 }
-# Task -> stage whose size its Slurm job has.
-STAGE_OF: dict[str, Stage] = {
+# Task -> stage whose size its Slurm jobs have. ppo.wait may have started a Ray cluster of its own.
+STAGE_OF: Mapping[str, Stage] = {
     "prepare.run": "prepare",
     "sft.train": "sft",
     "sft.merge": "merge",
     "ppo.ray_up": "ppo",
+    "ppo.wait": "ppo",
+    FOLLOWUP_XCOM: "ppo",
     "merge.run": "merge",
     "evaluate.run": "evaluate",
     "upload.run": "upload",
@@ -63,7 +66,7 @@ class SummaryOperator(ClusterOperator):
     It pushes an XCom ``summary``, also when it fails: ``{"stages": [{"name", "state", "job_id", "queue_s", "run_s"}],
     "ray_phases_s": {phase of the Ray cluster's start: seconds}, "model": {...} or None, "changes": [what the form's
     overrides changed in the recipe], "started_from": the run, model or checkpoints that the run started from, or None,
-    "gpu_hours": of the newest job of each task, or None, "cluster", "efficiency": [{"job_id", "directory", and what the
+    "gpu_hours": of all attempts of each task, or None, "cluster", "efficiency": [{"job_id", "directory", and what the
     job used of its request}], "evaluation": {...} or None, "refused": why the model is not published, or None,
     "unchanged_since": the run that has trained the same, or None, "run_id", "previous": {"run_id", "scores"} of the
     newest earlier run that was evaluated, with what its scores depend on, or None, "tuning": what SFT's tuner measured,
@@ -84,7 +87,7 @@ class SummaryOperator(ClusterOperator):
         states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
         plan = ti.xcom_pull(task_ids="check")
         try:
-            slurm, efficiency = asyncio.run(self._job_states(plan, ti)) if plan else ({}, [])
+            slurm, efficiency, attempts = asyncio.run(self._job_states(plan, ti)) if plan else ({}, [], [])
             self._cancel_left_over(plan, slurm)
         except ClusterUnavailable as error:
             self.wait_for_cluster(plan["cluster"], error)
@@ -98,7 +101,7 @@ class SummaryOperator(ClusterOperator):
             "model": uploaded.get("result"),
             "changes": (plan or {}).get("changes", []),
             "started_from": _started_from(plan),
-            "gpu_hours": gpu_hours(Plan.model_validate(plan), slurm) if slurm else None,
+            "gpu_hours": gpu_hours(Plan.model_validate(plan), attempts) if attempts else None,
             "evaluation": evaluation_of(context),
             "refused": _refused(context) if states.get(ROWS["upload"]) == "skipped" else None,
             UNCHANGED: compared.get(UNCHANGED),
@@ -146,18 +149,21 @@ class SummaryOperator(ClusterOperator):
         For a task that is marked failed within the second before the triggerer starts its trigger, Airflow never calls
         ``on_kill``.
         """
-        left = [info.job_id for info in slurm.values() if info.phase is not Phase.ENDED]
+        left = [
+            info.job_id for info in slurm.values() if info.phase is not Phase.ENDED and not info.is_completing
+        ]
         if left:
             self.log.warning("cancelling Slurm job %s: still active at the end of the run", ", ".join(left))
             asyncio.run(cancel_and_wait(plan["cluster"], left))
 
     async def _job_states(
         self, plan: dict[str, Any], ti: Any
-    ) -> tuple[dict[str, JobInfo], list[dict[str, Any]]]:
+    ) -> tuple[dict[str, JobInfo], list[dict[str, Any]], list[tuple[Stage, float]]]:
         """Return what is known of every Slurm job of the run, by task; close their stages.
 
         The second value is what each attempt of the run used of what it requested: ``{"directory", "job_id", ...}``
-        with the values of :meth:`~llm_bridge.slurm.accounting.Accounting.efficiency`.
+        with the values of :meth:`~llm_bridge.slurm.accounting.Accounting.efficiency`. The third one is the stage of
+        each attempt that has run, and for how many seconds.
         """
         jobs = {task: ti.xcom_pull(task_ids=task, key=JOB_XCOM) for task in ROWS.values()}
         # Queued behind SFT for ppo.ray_up, which may not have run and adopted it.
@@ -176,14 +182,22 @@ class SummaryOperator(ClusterOperator):
                 if info:
                     known[task] = info
             # No task owns these stages any more; a job that Slurm dropped from its queue left its secrets there.
-            attempts: list[AttemptJob] = []
-            for stage in sorted(
-                {str(PurePosixPath(job["directory"]).parent) for job in jobs.values() if job}
-            ):
-                attempts += await client.list_attempts(stage, close=True)
-            used = await client.usage(attempts)
-        found_use = ((job, used[job.directory].efficiency()) for job in attempts if job.directory in used)
-        return known, [{**job._asdict(), **values} for job, values in found_use if values]
+            stages: dict[str, Stage] = {}
+            for task, job in jobs.items():
+                if job:  # a shared allocation, of SFT and then of Ray, has the size for Ray
+                    stages[str(PurePosixPath(job["directory"]).parent)] = STAGE_OF[task]
+            attempts: list[tuple[Stage, AttemptJob]] = []
+            for directory in sorted(stages):
+                found_jobs = await client.list_attempts(directory, close=True)
+                attempts += [(stages[directory], job) for job in found_jobs]
+            used = await client.usage([job for _, job in attempts])
+            newest = {job["directory"]: known[task] for task, job in jobs.items() if job and task in known}
+            ran = [
+                (stage, await _seconds(client, job, used.get(job.directory), newest.get(job.directory)))
+                for stage, job in attempts
+            ]
+        found_use = ((job, used[job.directory].efficiency()) for _, job in attempts if job.directory in used)
+        return known, [{**job._asdict(), **values} for job, values in found_use if values], ran
 
     def _row(
         self, name: str, task: str, states: dict[str, str], slurm: dict[str, JobInfo], ti: Any
@@ -217,21 +231,37 @@ def _previous(ti: Any) -> dict[str, Any] | None:
     return {"run_id": earlier["run_id"], "scores": scores, **report.comparable(found)}
 
 
-def gpu_hours(plan: Plan, slurm: dict[str, JobInfo]) -> float:
-    """Return the GPU-hours of a run's jobs.
+async def _seconds(
+    client: SlurmClient, job: AttemptJob, record: Accounting | None, info: JobInfo | None
+) -> float:
+    """Return the run time of an attempt's job in all its runs; 0 if it is unknown.
+
+    Args:
+        client: Client of the cluster.
+        job: The job.
+        record: Its accounting record, if there is one.
+        info: What else is known of it, if it is the newest one of a task.
+    """
+    if record and record.is_final:
+        return record.elapsed + record.earlier_seconds
+    by_files = await client.seconds_by_files(job.directory)
+    if by_files is None:
+        return info.run_seconds if info else 0.0
+    return by_files
+
+
+def gpu_hours(plan: Plan, attempts: Iterable[tuple[Stage, float]]) -> float:
+    """Return the GPU-hours of a run's attempts, those that failed included.
 
     Args:
         plan: The run's plan.
-        slurm: What is known of the newest job of each task; two tasks of a shared allocation have the same one.
+        attempts: The stage of each one, and its run time in seconds.
     """
     cluster = load_cluster(plan.cluster)
-    found: dict[str, float] = {}
-    for task, stage in STAGE_OF.items():
-        info = slurm.get(task)
-        if info and info.run_seconds:
-            gpus = plan.nodes(stage) * plan.gpus_per_node(stage, cluster)
-            found[info.job_id] = info.run_seconds * gpus / 3600
-    return round(sum(found.values()), 4)
+    hours = (
+        plan.nodes(stage) * plan.gpus_per_node(stage, cluster) * seconds / 3600 for stage, seconds in attempts
+    )
+    return round(sum(hours), 4)
 
 
 def _started_from(plan: dict[str, Any] | None) -> str | None:

@@ -146,13 +146,14 @@ class Accounting:
         exit_code: "CODE:SIGNAL" of the batch script.
         derived: "CODE:SIGNAL", the highest of its steps.
         nodes: Slurm's node list.
-        elapsed: Seconds of run time, without the time in the queue.
+        elapsed: Seconds of run time of its newest run, without the time in the queue.
         cpu_seconds: CPU time of all its processes.
         max_rss: Bytes of the largest task; 0 if nothing was sampled.
         node_mem: Bytes of memory allocated on each node; 0 if unknown.
         gpus: Number of GPUs on all nodes together; 0 if it had none, or Slurm does not count them.
         oom_step: A step that the kernel killed because memory ran out, independent of the job's own state.
         earlier: States of its earlier runs (REQUEUED, PREEMPTED, NODE_FAIL), oldest first.
+        earlier_seconds: Seconds of run time of these.
         cpus: Number of CPUs on all nodes together; 0 if unknown.
         node_count: Number of nodes; 0 if unknown.
         limit_seconds: Time limit; 0 if it has none, or it is unknown.
@@ -174,6 +175,7 @@ class Accounting:
     gpus: int = 0
     oom_step: str = ""
     earlier: tuple[str, ...] = ()
+    earlier_seconds: float = 0
     cpus: int = 0
     node_count: int = 0
     limit_seconds: float = 0
@@ -240,13 +242,14 @@ def summarize(job_id: str, found: Iterable[Row], directory: str = "") -> Account
         exit_code=last.exit_code,
         derived=last.derived_exit_code,
         nodes=last.nodes,
-        elapsed=parse_seconds(last.elapsed) if ":" in last.elapsed else parse_size(last.elapsed),
+        elapsed=_elapsed(last),
         cpu_seconds=parse_seconds(last.cpu),
         max_rss=max([parse_size(row.max_rss) for row in steps] or [0.0]),
         node_mem=parse_size(tres.get("mem", "")) / (_count(tres.get("node", "")) or 1),
         gpus=_count(tres.get("gres/gpu", "")),
         oom_step=oom[0] if oom else "",
         earlier=tuple(row.state for row in own[:-1]),
+        earlier_seconds=sum(map(_elapsed, own[:-1])),
         cpus=_count(tres.get("cpu", "")),
         node_count=_count(tres.get("node", "")),
         limit_seconds=60 * float(_count(last.limit)),
@@ -254,6 +257,10 @@ def summarize(job_id: str, found: Iterable[Row], directory: str = "") -> Account
         gpu_percent_max=_highest("gres/gpuutil", (row.usage_max for row in steps)),
         gpu_memory=_highest("gres/gpumem", (row.usage_max for row in steps)),
     )
+
+
+def _elapsed(row: Row) -> float:
+    return parse_seconds(row.elapsed) if ":" in row.elapsed else parse_size(row.elapsed)
 
 
 def _tres(text: str) -> dict[str, str]:

@@ -433,6 +433,16 @@ class SlurmClient:
         started = attempt_dir.parse(Started, await self.read_json(f"{directory}/{attempt_dir.STARTED}"))
         return prefer_job_outcome(known, outcome, started)
 
+    async def seconds_by_files(self, directory: str) -> float | None:
+        """Return the run time of an attempt's job by its own clock; None if it has not started, or its end is unknown.
+
+        Args:
+            directory: The attempt's directory.
+        """
+        started = attempt_dir.parse(Started, await self.read_json(f"{directory}/{attempt_dir.STARTED}"))
+        outcome = attempt_dir.parse(Outcome, await self.read_json(f"{directory}/{attempt_dir.OUTCOME}"))
+        return max(0.0, outcome.ended - started.started) if started and outcome else None
+
     async def accounting(self, job_id: str, *, ended: bool, directory: str = "") -> Accounting | None:
         """Return a job's accounting record; None if the site has no accounting, or it is unavailable.
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from llm_bridge.config.loader import load_cluster
 from llm_bridge.operators.slurm import JOB_XCOM
 from llm_bridge.pipeline import summary
 from llm_bridge.pipeline.approval import GATE
+from llm_bridge.pipeline.plan import make_plan
 from llm_bridge.pipeline.summary import SummaryOperator
 from llm_bridge.ray.startup_timing import describe, seconds
 from llm_bridge.remote.messages import AttemptJob
@@ -129,6 +131,10 @@ async def test_a_row_has_the_times_of_the_runs_own_job_and_not_of_one_that_got_i
             assert close
             return [AttemptJob("9", f"{stage}/attempt-1")]
 
+        async def seconds_by_files(self, directory: str) -> float | None:
+            assert directory == "/w/prepare/attempt-1", "accounting has the other one"
+            return 45.0
+
         async def usage(self, jobs: list[AttemptJob]) -> dict[str, Accounting]:
             assert [job.directory for job in jobs] == ["/w/prepare/attempt-1", "/w/sft/attempt-1"]
             return {"/w/sft/attempt-1": Accounting("COMPLETED", elapsed=60, cpus=2, cpu_seconds=30)}
@@ -144,8 +150,61 @@ async def test_a_row_has_the_times_of_the_runs_own_job_and_not_of_one_that_got_i
         return {"job_id": found[0], "directory": found[1]} if found else None
 
     operator = SummaryOperator(task_id="summary")
-    states, efficiency = await operator._job_states({"cluster": "here"}, SimpleNamespace(xcom_pull=pull))
+    ti = SimpleNamespace(xcom_pull=pull)
+    states, efficiency, ran = await operator._job_states({"cluster": "here"}, ti)
+    assert ran == [("prepare", 45.0), ("sft", 60.0)]
     assert {task: info.directory for task, info in states.items()} == {
         task: directory for task, (_, directory) in own.items()
     }
     assert efficiency == [{"job_id": "9", "directory": "/w/sft/attempt-1", "cpu_percent": 25, "run_s": 60}]
+
+
+async def test_the_gpu_hours_of_a_run_are_those_of_all_attempts(
+    include: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SFT lost a node, was requeued by Slurm, and succeeded; the Ray cluster ends in a long epilog."""
+    plan = make_plan({"recipe": "tiny_cpu", "cluster": "local"}, "d", "r")
+    sft, ppo = plan.stage_dir("sft"), plan.stage_dir("ppo")
+    jobs = {"sft.train": ("8", f"{sft}/attempt-2"), "ppo.ray_up": ("9", f"{ppo}/attempt-1")}
+    records = {
+        f"{sft}/attempt-1": Accounting("NODE_FAIL", elapsed=1800),
+        f"{sft}/attempt-2": Accounting("COMPLETED", elapsed=3600, earlier=("REQUEUED",), earlier_seconds=1800),
+        f"{ppo}/attempt-1": Accounting("RUNNING", elapsed=99999),
+    }
+
+    class Client:
+        """Slurm with accounting, which has not recorded the end of job 9."""
+
+        async def find(self, job_ids: Any, directories: dict[str, str]) -> dict[str, JobInfo]:
+            return {"8": JobInfo("8", "COMPLETED"), "9": JobInfo("9", "COMPLETING")}
+
+        async def look_up(self, job_id: str, directory: str) -> JobInfo:
+            return JobInfo("9", "COMPLETING", started=1000.0)
+
+        async def list_attempts(self, stage: str, close: bool) -> list[AttemptJob]:
+            return [AttemptJob(name[-1], name) for name in records if name.startswith(f"{stage}/")]
+
+        async def seconds_by_files(self, directory: str) -> float | None:
+            return 900.0 if directory == f"{ppo}/attempt-1" else None
+
+        async def usage(self, jobs: list[AttemptJob]) -> dict[str, Accounting]:
+            return records
+
+    @asynccontextmanager
+    async def open_client(cluster: str) -> AsyncIterator[Client]:
+        yield Client()
+
+    def pull(task_ids: str, key: str) -> Any:
+        found = jobs.get(task_ids) if key == JOB_XCOM else None
+        return {"job_id": found[0], "directory": found[1]} if found else None
+
+    monkeypatch.setattr(summary, "open_client", open_client)
+    operator = SummaryOperator(task_id="summary")
+    states, _, ran = await operator._job_states(
+        plan.model_dump(mode="json"), SimpleNamespace(xcom_pull=pull)
+    )
+    assert sorted(ran) == [("ppo", 900.0), ("sft", 1800.0), ("sft", 5400.0)]
+    gpus = plan.nodes("sft") * plan.gpus_per_node("sft", load_cluster("local"))
+    assert gpus and summary.gpu_hours(plan, ran) == pytest.approx(gpus * (2.0 + 0.25))
+    monkeypatch.setattr(summary, "cancel_and_wait", None)
+    operator._cancel_left_over({"cluster": "local"}, states)  # Slurm ends job 9 by itself

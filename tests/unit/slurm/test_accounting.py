@@ -23,7 +23,7 @@ def test_a_job_is_summarized_from_its_newest_run_and_its_steps() -> None:
     assert (record.state, record.reason, record.nodes) == ("CANCELLED by 1001", "", "n[1-2]")
     assert (record.exit_code, record.derived) == ("0:0", "0:9")
     assert (record.max_rss, record.node_mem) == (2 * 2**30, 4 * 2**30)
-    assert (record.elapsed, record.cpu_seconds) == (42, 1.5)
+    assert (record.elapsed, record.earlier_seconds, record.cpu_seconds) == (42, 10, 1.5)
     assert record.is_final and record.gpus == 0
     assert summarize("8", rows(TEXT)) is None
 
