@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_bridge.__main__ import main
+from llm_bridge.commands import doctor as command
 from llm_bridge.config.loader import load_cluster
 from llm_bridge.pipeline import doctor, doctor_job
 from llm_bridge.pipeline.doctor import Examination
 from llm_bridge.remote.messages import ERROR, OK, SKIPPED, WARNING, Finding
+from testing.hub import Hub
 from testing.local_cluster import LocalCluster
+from testing.sinks import mail_server, web_server
 from testing.site import Site
+from testing.wandb_server import WandbServer
 
 # The only recipe here, for any cluster: each one costs calls of sbatch.
 RECIPE = "doctors_recipe"
@@ -66,6 +71,106 @@ def test_a_good_file_has_no_error_and_its_job_shows_bandwidth_and_versions(
     checks = {finding.check: finding.detail for finding in findings}
     assert "gloo over 2 node(s)" in checks["all-reduce"] and "GiB/s" in checks["all-reduce"]
     assert len(jobs(f"{doctor.DAG}-good")) <= 1
+
+
+@pytest.fixture
+def publishing(described: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """A recipe that publishes to ``lab/model`` and logs to the W&B entity ``lab``; its cluster files, with changes."""
+    file = described.include / "recipes" / "publishing.yaml"
+    values = yaml.safe_load((described.include / "recipes" / "tiny_cpu.yaml").read_text())
+    values |= {"cluster": None, "stages": ["prepare", "sft", "upload"], "logger": ["console", "wandb"]}
+    values |= {"hub": {"repo_id": "lab/model"}, "wandb": {"entity": "lab"}}
+    file.write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(doctor, "available", lambda kind: ["publishing"])
+    yield described.variant
+    file.unlink()
+
+
+def test_tokens_and_their_rights_are_tried_on_the_services(
+    slurm: LocalCluster, publishing: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test Hub, which the login node reaches; W&B's server is a stand-in, which this machine reaches."""
+    users = {
+        "hf_writes": {"user": "ada", "role": "write", "orgs": ["lab"]},
+        "hf_reads": {"user": "ada", "role": "read", "orgs": ["lab"]},
+        "hf_other": {"user": "bob", "role": "write", "orgs": ["other"]},
+    }
+    hub = Hub(slurm, tmp_path / "hub", users)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def rows_with(hub_token: str, wandb_key: str) -> dict[str, Finding]:
+        for name, secret in {"hub": hub_token, "wandb": wandb_key}.items():
+            connection = json.dumps({"conn_type": "generic", "password": secret})
+            monkeypatch.setenv(f"AIRFLOW_CONN_RIGHTS_{name.upper()}", connection)
+        found, rows = examine(cluster)
+        rows |= {finding.check: finding for finding in found.later}
+        assert not any(secret in str(found) for secret in (hub_token, wandb_key)), found
+        return rows
+
+    with WandbServer() as wandb:
+        wandb.users = {"key_of_ada": ("ada", ["lab"]), "key_of_bob": ("bob", ["other"])}
+        variables = {"WANDB_MODE": "online", "WANDB_BASE_URL": wandb.url, "HF_ENDPOINT": "http://hub:8090"}
+        connections = {"hub": {"conn_id": "rights_hub"}, "wandb_conn_id": "rights_wandb"}
+        cluster = publishing("rights", variables=variables, **connections)
+        hub.start()
+        try:
+            good = rows_with("hf_writes", "key_of_ada")
+            for check in ("Hub token", "Hub repository", "W&B key", "W&B entity"):
+                assert good[check].result == OK, good[check]
+            other = rows_with("hf_other", "key_of_bob")
+            reads = rows_with("hf_reads", "key_that_has_expired")
+            expired = rows_with("hf_expired", "key_of_ada")
+        finally:
+            slurm.stop_service("hub")
+    assert other["Hub token"].result == other["W&B key"].result == OK
+    assert other["Hub repository"].result == other["W&B entity"].result == ERROR
+    assert "bob cannot write to lab/model: it is no member of it" in other["Hub repository"].detail
+    assert "one of these owners: bob, other" in other["Hub repository"].action
+    assert "user bob is no member of 'lab'" in other["W&B entity"].detail
+    assert other["W&B entity"].action.startswith("choose from bob, other, have bob invited to lab")
+    assert "token of ada is read-only" in reads["Hub repository"].detail
+    assert "connection 'rights_hub'" in reads["Hub repository"].action
+    assert reads["W&B key"].result == expired["Hub token"].result == ERROR
+    assert "refuses the key" in reads["W&B key"].detail
+    assert "connection 'rights_wandb'" in reads["W&B key"].action
+    assert "refuses the token (HTTP 401)" in expired["Hub token"].detail
+    assert "connection 'rights_hub'" in expired["Hub token"].action and "W&B entity" not in reads
+
+
+def test_the_command_delivers_a_test_alert_on_each_channel_and_names_those_that_fail(
+    described: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mail server and a web server on this machine receive the messages of Airflow's own notifiers."""
+    monkeypatch.setattr(command, "quiet", lambda: None)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    file = described.include / "alerts.yaml"
+    before = file.read_text()
+    email = {"conn_id": "rights_mail", "sender": "a@example.org", "to": ["b@example.org"]}
+    try:
+        with mail_server() as mails, web_server() as posts:
+            monkeypatch.setenv("AIRFLOW_CONN_RIGHTS_MAIL", mails.connection)
+            monkeypatch.setenv("AIRFLOW_CONN_RIGHTS_HOOK", f"http://127.0.0.1:{posts.port}")
+            alerts = {"email": email, "http": {"conn_id": "rights_hook", "endpoint": "/hooks"}}
+            file.write_text(yaml.safe_dump(alerts))
+            assert main(["doctor", "test", "--no-job", "--send-alerts"]) == 0, capsys.readouterr().out
+            [mail], [(path, post)] = mails, posts
+            assert "doctor: a test of this alert channel" in mail["Subject"] and mail["To"] == "b@example.org"
+            assert (path, post["occasion"]) == ("/hooks", "test")
+            capsys.readouterr()
+        # Both servers are down now.
+        file.write_text(yaml.safe_dump(alerts | {"slack": {"conn_id": "rights_nobody"}}))
+        assert main(["doctor", "test", "--no-job", "--send-alerts", "--json"]) == 1
+    finally:
+        file.write_text(before)
+    rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)["findings"]}
+    for channel, conn_id, cause in (
+        ("email", "rights_mail", "Connection refused"),
+        ("http", "rights_hook", "Connection refused"),
+        ("slack", "rights_nobody", "Airflow has no connection 'rights_nobody'"),
+    ):
+        row = rows[f"alerts by {channel}"]
+        assert row["result"] == ERROR and cause in row["detail"], row
+        assert f"the Airflow connection '{conn_id}' and '{channel}' in include/alerts.yaml" in row["action"]
 
 
 def test_an_interrupted_doctor_cancels_its_job(slurm: LocalCluster) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llm_bridge.diagnosis.evidence import Evidence, in_lines
 from llm_bridge.diagnosis.rules import diagnose
-from tests.verl.wandb_server import REFUSALS, WandbServer
+from testing.wandb_server import REFUSALS, WandbServer
 
 INIT = "import wandb; wandb.init(project='p', entity='acme')"
 

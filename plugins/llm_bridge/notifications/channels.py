@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from airflow.sdk.exceptions import AirflowNotFoundException
+
 from llm_bridge.notifications.config import Alerts, Email
 from llm_bridge.notifications.message import Message
 
@@ -122,13 +124,17 @@ def _try(channel: Channel, message: Message, result: dict[str, Any]) -> None:
     try:
         channel.send(message)
     except BaseException as error:
-        result["error"] = _failure(error)
+        result["error"] = _failure(error, channel.conn_id)
 
 
-def _failure(error: BaseException) -> str:
+def _failure(error: BaseException, conn_id: str) -> str:
     """Name the failure without the exception's own text, which may contain a header or a URL, token included."""
     if isinstance(error, NotDelivered):
         return str(error)
+    if isinstance(error, AirflowNotFoundException):
+        return f"Airflow has no connection {conn_id!r}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the Python package of {error.name} is not installed where this runs"
     name = type(error).__name__
     cause: BaseException | None = error
     while cause:

@@ -479,9 +479,13 @@ class _Examiner:
                 HUB_CHECKS[:1],
                 f"{why}; uploads and gated models need a token (hub.conn_id in {site_checks.file_of(cluster)})",
             )
-        uses_wandb = [plan.recipe.name for plan in self.plans if "wandb" in plan.recipe.logger]
+        uses_wandb = {
+            plan.recipe.name: plan.recipe.wandb.entity
+            for plan in self.plans
+            if "wandb" in plan.recipe.logger
+        }
         if not any(finding.check == "wandb_conn_id" for finding in later):
-            later.append(await asyncio.to_thread(tokens.wandb, cluster, uses_wandb))
+            later += await asyncio.to_thread(tokens.wandb, cluster, uses_wandb)
 
 
 def job(cluster_name: str, nodes: int, directory: str) -> SlurmJob:

@@ -129,7 +129,7 @@ def test_a_connection_that_does_not_exist_is_named(
 ) -> None:
     include(slack={"conn_id": "forgotten"})
     assert send_alert(MESSAGE, load_alerts()) == []
-    assert "connection 'forgotten'" in warned()[0]
+    assert "by slack (the run is not affected): Airflow has no connection 'forgotten'" in warned()[0]
 
 
 @pytest.fixture

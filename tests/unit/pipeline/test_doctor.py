@@ -231,19 +231,19 @@ def test_the_wandb_key_is_tried_and_never_shown(
     edit(include / "clusters" / "local.yaml", variables={}, wandb_conn_id="wandb")
     monkeypatch.setenv("AIRFLOW_CONN_WANDB", json.dumps({"conn_type": "generic", "password": "k3y"}))
     monkeypatch.setattr(tokens.httpx, "post", lambda *a, **k: httpx.Response(status, json=body))
-    found = tokens.wandb(load_cluster("local"), ["r"])
+    [found] = tokens.wandb(load_cluster("local"), {"r": None})
     assert found.result == result and "k3y" not in f"{found}"
     if result == ERROR:
         assert found.action.endswith("connection 'wandb' (wandb_conn_id in include/clusters/local.yaml)")
 
 
 def test_wandb_is_not_asked_where_jobs_do_not_log_to_it(include: Path) -> None:
-    assert tokens.wandb(load_cluster("local"), ["r"]).result == SKIPPED
+    assert tokens.wandb(load_cluster("local"), {"r": "lab"})[0].result == SKIPPED
     edit(include / "clusters" / "local.yaml", variables={})
-    assert tokens.wandb(load_cluster("local"), []).result == SKIPPED
+    assert tokens.wandb(load_cluster("local"), {})[0].result == SKIPPED
     assert (
         "wandb_conn_id in include/clusters/local.yaml is not set"
-        in tokens.wandb(load_cluster("local"), ["r"]).detail
+        in tokens.wandb(load_cluster("local"), {"r": None})[0].detail
     )
 
 

@@ -1,7 +1,8 @@
-"""A server that answers the W&B client: as a server that works, refuses, or is down."""
+"""Server that answers W&B's client and the doctor: as a server that works, refuses, or is down."""
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import threading
@@ -13,13 +14,21 @@ REFUSALS = {401: "user is not logged in", 403: "permission denied"}
 
 
 class WandbServer(ThreadingHTTPServer):
-    """The server; ``status`` is the status code of its answers. After a request for ``/die`` it is down."""
+    """The server. After a request for ``/die`` it is down.
+
+    Args:
+        status: Status code of its answers.
+
+    Attributes:
+        users: Key -> user and teams that it belongs to, for a request for its ``viewer``.
+    """
 
     daemon_threads = True
 
     def __init__(self, status: int = 200) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status = status
+        self.users: dict[str, tuple[str, list[str]]] = {}
 
     def __enter__(self) -> WandbServer:
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -31,6 +40,7 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
+        """Its address."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -51,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/die":
             self.server.status = 503
         status = 200 if self.path == "/die" else self.server.status
-        answer: dict[str, Any] = {"data": _data(body)} if status == 200 else {}
+        answer: dict[str, Any] = {"data": self._data(body)} if status == 200 else {}
         if status in REFUSALS:
             answer = {"errors": [{"message": REFUSALS[status]}]}
         content = json.dumps(answer).encode()
@@ -64,10 +74,22 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def log_message(self, *_: Any) -> None:
-        pass
+        """Print nothing."""
+
+    def _data(self, body: bytes) -> dict[str, Any]:
+        if b"viewer" not in body:
+            return _created(body)
+        # As api.wandb.ai, which answers a key that it does not know with no viewer.
+        scheme, _, encoded = (self.headers["Authorization"] or "").partition(" ")
+        key = base64.b64decode(encoded).decode().partition(":")[2] if scheme == "Basic" else ""
+        if key not in self.server.users:
+            return {"viewer": None}
+        name, teams = self.server.users[key]
+        edges = [{"node": {"name": team}} for team in teams]
+        return {"viewer": {"username": name, "teams": {"edges": edges}}}
 
 
-def _data(body: bytes) -> dict[str, Any]:
+def _created(body: bytes) -> dict[str, Any]:
     """Return what creates a run; the client copes with nothing as the answer to all else."""
     request = json.loads(body) if body.startswith(b"{") else {}
     if "upsertBucket" not in request.get("query", ""):
