@@ -18,7 +18,7 @@ MAX_ATTEMPTS = 50
 MAX_ATTEMPTS_WITH_CURVES = 10
 MAX_PART_BYTES = 60_000
 # Values of the live record that an attempt keeps.
-_KEPT = ("state", "nodes", "started", "ended", "progress")
+_KEPT = ("state", "nodes", "partition", "started", "ended", "progress")
 
 
 def submitted(task: TaskState, directory: str, *, name: str, job_id: str, gpus: int, kind: str) -> None:

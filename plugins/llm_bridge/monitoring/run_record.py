@@ -87,7 +87,11 @@ class RunRecord:
             self._take_info(update.info)
         started = attempt_dir.parse(Started, update.files.get(attempt_dir.STARTED))
         if started:
-            self._values |= {"started": started.started, "nodes": started.nodes}
+            self._values |= {
+                "started": started.started,
+                "nodes": started.nodes,
+                "partition": started.partition,
+            }
         outcome = attempt_dir.parse(Outcome, update.files.get(attempt_dir.OUTCOME))
         if outcome:
             self._values["ended"] = outcome.ended

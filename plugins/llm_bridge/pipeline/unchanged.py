@@ -85,10 +85,17 @@ class UnchangedOperator(BaseOperator):
         found = fingerprint_of(plan, output.get("result"))
         # Of a manual run only the fingerprint is of use, to the next night.
         since = self._trained_by(context, found) if found and is_scheduled(context) else None
+        if since and plan.force_stages:
+            self.log.info(
+                "nothing has changed since run %s has trained, but force_stages names %s: this run trains again",
+                since, ", ".join(plan.force_stages),
+            )  # fmt: skip
+            since = None
         if since:
             self.log.info(
                 "nothing has changed since run %s has trained: the remaining stages are skipped. To train again "
-                "nevertheless, trigger the DAG, or set skip_unchanged: false in include/recipes/%s.yaml",
+                "nevertheless, trigger the DAG (a backfill: with force_stages in its configuration), or set "
+                "skip_unchanged: false in include/recipes/%s.yaml",
                 since, plan.recipe.name,
             )  # fmt: skip
         return {"fingerprint": found, UNCHANGED: since}

@@ -264,11 +264,13 @@ class Started(NamedTuple):
         job_id: The Slurm job's id.
         started: Epoch seconds.
         nodes: Slurm's node list.
+        partition: The partition in which it runs, of those that the cluster file names.
     """
 
     job_id: str
     started: float
     nodes: str
+    partition: str = ""
 
 
 class Outcome(NamedTuple):

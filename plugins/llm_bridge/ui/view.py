@@ -194,6 +194,7 @@ def _attempts(found: RunRecords, task: TaskRecord, now: float) -> Iterator[dict[
             "ended": ended,
             "until": ended or found.ended or now,
             "nodes": merged.get("nodes") or "",
+            "partition": merged.get("partition") or "",
             "gpus": merged.get("gpus") or 0,
             "progress": merged.get("progress") or {},
             "updated": own.get("updated"),

@@ -64,6 +64,12 @@ async def test_a_pending_job_has_slurms_reason_and_the_estimate_of_its_start(api
     assert abs(api.value["expected_start"] - time.time() - 3000) < 600
 
 
+async def test_a_job_that_runs_has_its_nodes_and_the_partition_that_slurm_chose(api: Api) -> None:
+    started = {"job_id": "7", "started": 5.0, "nodes": "n2", "partition": "free"}
+    await record().take(JobUpdate(files={attempt_dir.STARTED: started}))
+    assert (api.value["nodes"], api.value["partition"], api.value["started"]) == ("n2", "free", 5.0)
+
+
 async def test_updates_in_between_are_written_together_and_the_last_one_at_once(api: Api) -> None:
     kept = record(step=3, total=9)
     for step in range(1, 50):

@@ -20,10 +20,12 @@ def plan(**changes: Any) -> Plan:
     return made.model_copy(update={"recipe": made.recipe.model_copy(update=changes)})
 
 
-def compare(run_type: str, trained: dict[str, str] | None, prepared: Any = PREPARED, **changes: Any) -> Any:
+def compare(
+    run_type: str, trained: dict[str, str] | None, prepared: Any = PREPARED, force: Any = (), **changes: Any
+) -> Any:
     """Run the task in run r2, with what the summary of the newest earlier run has left."""
     values = {
-        ("check", "return_value"): plan(**changes).model_dump(mode="json"),
+        ("check", "return_value"): {**plan(**changes).model_dump(mode="json"), "force_stages": [*force]},
         ("prepare.run", "return_value"): {"result": prepared},
     }
     ti = SimpleNamespace(
@@ -87,6 +89,11 @@ def test_without_known_data_nothing_is_skipped() -> None:
 def test_every_other_run_trains(run_type: str, earlier: dict[str, str] | None) -> None:
     found = compare(run_type, earlier)
     assert found["unchanged_since"] is None and found["fingerprint"]
+
+
+def test_a_backfill_that_forces_a_stage_trains() -> None:
+    found = compare("backfill", trained(), force=["sft"])
+    assert found == {"fingerprint": trained()["fingerprint"], "unchanged_since": None}
 
 
 def test_a_recipe_may_train_every_night() -> None:

@@ -261,7 +261,7 @@ function activity(run) {
         start ? `, expected to start ${start > run.now ? `in about ${duration(start - run.now)} (${clock(start)})` : "now"}` : ", Slurm has no estimate of its start");
     }
     const parts = [` ${attempt.task}: ${attempt.name} has run for ${duration(run.now - attempt.started)}`];
-    if (attempt.nodes) parts.push(`on ${attempt.nodes}`);
+    if (attempt.nodes) parts.push(`on ${place(attempt)}`);
     if (step !== undefined) parts.push(total ? `step ${step} of ${total}` : `step ${step}`);
     if (each !== undefined) parts.push(`${each} s a step`);
     if (left !== undefined) parts.push(`about ${duration(left)} left`);
@@ -282,6 +282,11 @@ function failures(run) {
       outward(airflow(task.link), task.task_id), ": its log says why. Fix the cause, then clear the task in Airflow.")));
   }
   return run.attempts.length ? null : card(null, el("div", { class: "quiet" }, "No job has been submitted yet."));
+}
+
+// Nodes and partition: which one it became, where the cluster file names several.
+function place({ nodes, partition }) {
+  return nodes && partition ? `${nodes} (partition ${partition})` : nodes;
 }
 
 function gantt(run) {
@@ -309,7 +314,7 @@ function gantt(run) {
 function attemptsCard(run) {
   if (!run.attempts.length) return null;
   const link = (a) => outward(airflow(run.tasks.find(({ task_id: id }) => id === a.task).link), `${a.task} #${a.number}`);
-  const rows = run.attempts.map((a) => [link(a), badge(a.state), a.name, a.nodes || "–",
+  const rows = run.attempts.map((a) => [link(a), badge(a.state), a.name, place(a) || "–",
     right(a.submitted && (a.started || a.state === "queued") ? duration(Math.max(0, (a.started || a.until) - a.submitted)) : "–"),
     right(a.started ? duration(a.until - a.started) : "–"), right(a.gpus ? String(a.gpus) : "–"),
     right(a.progress.step === undefined ? "–" : `${a.progress.step}${a.progress.total ? ` of ${a.progress.total}` : ""}`)]);

@@ -184,10 +184,10 @@ attend() {
     return "$code"
 }
 
-printf '{"job_id": "%s", "started": %s, "nodes": "%s"}\n' \
-    "$SLURM_JOB_ID" "$(date +%s.%N)" "$SLURM_JOB_NODELIST" > started.json
+printf '{"job_id": "%s", "started": %s, "nodes": "%s", "partition": "%s"}\n' \
+    "$SLURM_JOB_ID" "$(date +%s.%N)" "$SLURM_JOB_NODELIST" "${SLURM_JOB_PARTITION:-}" > started.json
 
-echo "[llm-bridge] $SLURM_JOB_NAME: Slurm job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"
+echo "[llm-bridge] $SLURM_JOB_NAME: Slurm job $SLURM_JOB_ID on $SLURM_JOB_NODELIST${SLURM_JOB_PARTITION:+, partition $SLURM_JOB_PARTITION}"
 
 # environment_error KEY TEXT: end the job because of a key of the cluster file.
 environment_error() {
