@@ -51,6 +51,9 @@ class Client:
     async def list_attempts(self, stage_directory: str, *, close: bool) -> tuple[AttemptJob, ...]:
         return self.attempts
 
+    async def cancel(self, job_ids: Iterable[str]) -> None:
+        """Slurm answers at once, and ends the jobs later."""
+
     async def find(self, job_ids: Iterable[str]) -> dict[str, JobInfo]:
         if self.error:
             raise self.error
@@ -76,3 +79,8 @@ async def test_a_job_that_got_the_id_of_a_lost_one_is_not_cancelled(client: Clie
 async def test_attempts_are_closed_while_slurm_is_unavailable(client: Client) -> None:
     client.error = SlurmUnavailable("down")
     assert await cancellation.close_attempts("c", "/w") == ["7", "8", "9"]
+
+
+async def test_jobs_that_have_not_ended_in_time_are_returned_with_their_state(client: Client) -> None:
+    client.listed = {"7": JobInfo("7", "CANCELLED by 1001"), "8": JobInfo("8", "COMPLETING")}
+    assert await cancellation.cancel_and_wait("c", {"7", "8", "9"}, seconds=0) == {"8": client.listed["8"]}
