@@ -15,8 +15,8 @@ import pytest
 from llm_bridge.config.loggers import LOGGERS
 from llm_bridge.remote import attempt_dir
 from llm_bridge.remote.node.verl import trainer_config
-from tests.unit.remote.node.support import sft_settings
 from testing.wandb_server import WandbServer
+from tests.unit.remote.node.support import sft_settings
 
 BEGIN = "from verl.utils.tracking import Tracking, ValidationGenerationsLogger\n"
 # Beside the server's own variables, so that a test does not wait for minutes.

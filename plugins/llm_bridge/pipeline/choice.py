@@ -83,7 +83,7 @@ class NoClusterNow(Exception):
 
 
 def chosen_before(store: StateStore) -> tuple[str, str] | None:
-    """Return the cluster on which this run has begun, and why; None if it has not begun. Without a choice, why is empty.
+    """Return the cluster on which this run has begun, and why (empty where it had no choice); None before that.
 
     Args:
         store: State store of the task ``check``.

@@ -480,9 +480,7 @@ class _Examiner:
                 f"{why}; uploads and gated models need a token (hub.conn_id in {site_checks.file_of(cluster)})",
             )
         uses_wandb = {
-            plan.recipe.name: plan.recipe.wandb.entity
-            for plan in self.plans
-            if "wandb" in plan.recipe.logger
+            plan.recipe.name: plan.recipe.wandb.entity for plan in self.plans if "wandb" in plan.recipe.logger
         }
         if not any(finding.check == "wandb_conn_id" for finding in later):
             later += await asyncio.to_thread(tokens.wandb, cluster, uses_wandb)

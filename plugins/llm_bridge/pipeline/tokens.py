@@ -72,9 +72,7 @@ def _key(cluster: Cluster, recipes: Mapping[str, str | None]) -> tuple[Finding, 
         where = f"Airflow connection {cluster.wandb_conn_id!r} (wandb_conn_id in {file})"
         action = f"store a valid key as the password of {where}"
         return Finding(CHECK, ERROR, detail, action), None
-    return Finding(
-        CHECK, WARNING, f"{server} answered HTTP {answer.status_code}", "check again later"
-    ), None
+    return Finding(CHECK, WARNING, f"{server} answered HTTP {answer.status_code}", "check again later"), None
 
 
 def _entities(

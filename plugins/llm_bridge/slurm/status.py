@@ -139,8 +139,10 @@ class JobInfo:
 
     @property
     def is_completing(self) -> bool:
-        """True while Slurm ends the job: its processes, for up to KillWait, and then the site's epilog, which may take
-        minutes. Slurm may run the job again after that, but not if it was cancelled.
+        """True while Slurm ends the job.
+
+        It ends the processes, for up to KillWait, and runs the site's epilog, which may take minutes. Slurm may run the
+        job again after that, but not if it was cancelled.
         """
         return self.state == COMPLETING
 

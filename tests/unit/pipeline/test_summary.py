@@ -168,7 +168,9 @@ async def test_the_gpu_hours_of_a_run_are_those_of_all_attempts(
     jobs = {"sft.train": ("8", f"{sft}/attempt-2"), "ppo.ray_up": ("9", f"{ppo}/attempt-1")}
     records = {
         f"{sft}/attempt-1": Accounting("NODE_FAIL", elapsed=1800),
-        f"{sft}/attempt-2": Accounting("COMPLETED", elapsed=3600, earlier=("REQUEUED",), earlier_seconds=1800),
+        f"{sft}/attempt-2": Accounting(
+            "COMPLETED", elapsed=3600, earlier=("REQUEUED",), earlier_seconds=1800
+        ),
         f"{ppo}/attempt-1": Accounting("RUNNING", elapsed=99999),
     }
 
@@ -200,9 +202,7 @@ async def test_the_gpu_hours_of_a_run_are_those_of_all_attempts(
 
     monkeypatch.setattr(summary, "open_client", open_client)
     operator = SummaryOperator(task_id="summary")
-    states, _, ran = await operator._job_states(
-        plan.model_dump(mode="json"), SimpleNamespace(xcom_pull=pull)
-    )
+    states, _, ran = await operator._job_states(plan.model_dump(mode="json"), SimpleNamespace(xcom_pull=pull))
     assert sorted(ran) == [("ppo", 900.0), ("sft", 1800.0), ("sft", 5400.0)]
     gpus = plan.nodes("sft") * plan.gpus_per_node("sft", load_cluster("local"))
     assert gpus and summary.gpu_hours(plan, ran) == pytest.approx(gpus * (2.0 + 0.25))

@@ -78,7 +78,9 @@ async def test_programs_are_found_on_a_login_node_without_which(tmp_path: Path) 
     for name, text in {"which": "exit 127", "sinfo": ""}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    found = await find_programs(LocalTransport(str(tmp_path)), ["sinfo", "no-such-program", "-v", "$(id)", "sh"])
+    found = await find_programs(
+        LocalTransport(str(tmp_path)), ["sinfo", "no-such-program", "-v", "$(id)", "sh"]
+    )
     assert found.pop("sh").startswith("/")
     assert found == {"sinfo": f"{tmp_path}/sinfo"}
 
