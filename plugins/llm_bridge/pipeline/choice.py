@@ -124,6 +124,7 @@ async def choose(
     """
     answers = []
     for name in clusters:
+        log.info("asking cluster %s:", name)
         answers.append(await _ask(name, make, check, jobs))
         log.log(logging.WARNING if answers[-1].error else logging.INFO, "start: %s", answers[-1].text)
     able = [(answer, answer.plan) for answer in answers if answer.plan]

@@ -161,6 +161,11 @@ class ResolvedJob:
         excluded = [self._chosen("exclude"), *nodes]
         return self._with_resources(exclude=",".join(filter(None, excluded)))
 
+    def in_each_partition(self) -> list[ResolvedJob]:
+        """Return the same job for each of its partitions alone; none for a job that names fewer than two."""
+        names = [name for name in (self._chosen("partition") or "").split(",") if name]
+        return [self._with_resources(partition=name) for name in names] if len(names) > 1 else []
+
     @property
     def directives(self) -> list[tuple[str, str | None]]:
         """The ``#SBATCH`` options as (name, value); a value of None is a flag.

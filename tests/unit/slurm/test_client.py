@@ -12,6 +12,7 @@ import pytest
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import (
     ConfigError,
+    JobRefused,
     NotAcceptedYet,
     RateLimitExceeded,
     SlurmUnavailable,
@@ -23,8 +24,8 @@ from llm_bridge.remote.attempt_dir import Outcome
 from llm_bridge.remote.messages import AttemptJob, CommandAnswer, SubmitAnswer, encode
 from llm_bridge.remote.transport import CommandFailed, Completed
 from llm_bridge.slurm import client as client_module
-from llm_bridge.slurm.client import SlurmClient
-from llm_bridge.slurm.spec import Resources, SlurmJob
+from llm_bridge.slurm.client import SlurmClient, StartEstimate
+from llm_bridge.slurm.spec import ResolvedJob, Resources, SlurmJob
 from llm_bridge.slurm.status import UNLISTED, Phase
 
 TIMES = "2026-11-23T08:30:24|2026-11-23T08:30:26"
@@ -235,6 +236,34 @@ async def test_a_test_that_finds_too_few_nodes_fails_for_good_only_if_they_are_n
     assert ("n3 (drain, bad fan)" in str(refused.value)) is (error is NotAcceptedYet)
     sizes = f"requests {nodes} with gpus-per-node 8; its nodes have 8 CPUs, 8000 MiB, gpu:8"
     assert (sizes in str(refused.value)) is (nodes > 3)
+
+
+@pytest.mark.parametrize(
+    ("starts", "best"),
+    [
+        ({"full,free": 2700.0, "full": 2700.0, "free": 0.0}, "free"),
+        ({"full,free": 2700.0, "full": 2700.0, "free": None}, "full,free"),
+        ({"full,free": None, "full": JobRefused("not there", "j", "c"), "free": 60.0}, "free"),
+        ({"full,free": 2.0}, "full,free"),
+    ],
+)
+async def test_the_start_of_a_job_in_several_partitions_is_that_in_the_one_that_can_start_it_first(
+    slurm: SlurmClient, monkeypatch: pytest.MonkeyPatch, starts: dict[str, Any], best: str
+) -> None:
+    """sbatch --test-only of a list of partitions answers for the first one that has enough nodes."""
+    asked = []
+
+    async def test(resolved: ResolvedJob, directory: str, key: str) -> StartEstimate:
+        asked.append(dict(resolved.directives)["partition"] or "")
+        if isinstance(starts[asked[-1]], Exception):
+            raise starts[asked[-1]]
+        return StartEstimate(f"in {asked[-1]}", starts[asked[-1]])
+
+    monkeypatch.setattr(slurm, "_test", test)
+    resources = JOB.job.resources.model_copy(update={"partition": "full,free"})
+    job = replace(JOB, job=JOB.job.model_copy(update={"resources": resources}))
+    assert await slurm.estimate_start(job) == (f"in {best}", starts[best])
+    assert asked == list(starts)
 
 
 async def test_wrong_names_are_found_for_each_job(slurm: SlurmClient, login: LoginNode) -> None:
