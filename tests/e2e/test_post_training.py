@@ -221,6 +221,8 @@ def test_the_run_page_has_attempts_and_curves_also_of_a_run_that_was_cleared(
     tasks = [attempt["task"] for attempt in run["attempts"]]
     assert set(tasks) >= {"prepare.run", "sft.train", "ppo.ray_up", "ppo.wait", "merge.run", "upload.run"}
     assert all(attempt["started"] and attempt["ended"] for attempt in run["attempts"]), run["attempts"]
+    places = {each["partition"] for each in run["attempts"] if each["kind"] == "slurm"}
+    assert places == {stack.site.values["partition"]}
     assert run["gpu_hours"] > 0 and run["evaluation"]["models"] and run["data"]["sft"]["sample"]
     curves = {(c["task"], c["name"]): c for c in stack.api.ask("GET", f"{page}/curves")["curves"]}
     assert len(curves["sft.train", "train/loss"]["x"]) > 1

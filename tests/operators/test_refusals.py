@@ -97,14 +97,37 @@ def test_a_run_goes_to_the_cluster_that_can_start_it_first_and_stays_there(
     context = task.context | {"params": {"recipe": "several"}}
     holds = ["sbatch", "--parsable", "-w", "n1", "--exclusive", "-t", "60", "--wrap", "sleep 3600"]
     job = slurm.run("login", holds, user="svc").stdout.strip()
+    # Its only node is that of the job.
+    made = slurm.run("ctl", ["scontrol", "create", "partitionname=busy", "nodes=n1", "maxtime=INFINITE"])
+    assert made.returncode == 0, made.stderr
     try:
         state = ["squeue", "-h", "-o", "%T", "-j", job]
         until(lambda: slurm.run("login", state, user="svc").stdout.strip() == "RUNNING", what="the job on n1")
         first = CheckOperator(task_id="check").execute(context)
+        assert _starts_in(site, "busy") > 600 and _starts_in(site, f"busy,{site['partition']}") < 600
     finally:
         slurm.run("login", ["scancel", job], user="svc")
+        slurm.run("ctl", ["scontrol", "delete", "partitionname=busy"])
     why = first["cluster_choice"]
     assert first["cluster"] == "test", why
     assert "the largest job can start on test now; gone was skipped: " in why and "; full in " in why
     task.clear()
     assert CheckOperator(task_id="check").execute(context) == first
+
+
+def _starts_in(site: dict[str, Any], partition: str) -> float:
+    """Return Slurm's estimate of the seconds until a job can start."""
+
+    async def once() -> float | None:
+        async with open_client("test") as client:
+            job = SlurmJob(
+                cluster="test",
+                directory=f"{site['workspace']}/refusals",
+                script="#!/bin/bash\ntrue\n",
+                resources=Resources(partition=partition),
+            )
+            return (await client.estimate_start(job.resolve(client.cluster))).seconds
+
+    found = asyncio.run(once())
+    assert found is not None
+    return found

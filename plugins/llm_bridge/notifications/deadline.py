@@ -66,9 +66,15 @@ async def late(hours: float, context: dict[str, Any]) -> None:
     if run["state"] in ENDED_STATES:
         log.info("no deadline alert: run %s of DAG %s has ended (%s)", run_id, dag_id, run["state"])
         return
+    waits = run["state"] == "queued"
+    if waits and run.get("run_type") == "backfill":
+        # All runs of a backfill are queued at once, and follow each other.
+        log.info("no deadline alert: run %s of DAG %s waits for its turn in a backfill", run_id, dag_id)
+        return
     facts = [
         ("Run", run_id),
         ("Queued", run.get("queued_at")),
+        ("State", "queued: it has not begun, because another run of the DAG is active" if waits else ""),
         ("Limit", f"{hours:g} h (late_after_hours in include/alerts.yaml)"),
         ("Active tasks", ", ".join(await _active_tasks(dag_id, run_id))),
         ("Next", "nothing is cancelled: the run continues"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 REQUEST_SECONDS = 120.0
 TOTAL_SECONDS = 15 * 60.0
 ENDED = ("success", "failed")
+# Id of a run with a logical date, in UTC.
+_DATED = re.compile(r"(?:scheduled|backfill)__([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})")
 
 
 def remove_old_runs(context: Context, planned: dict[str, Any], unchanged_since: str | None) -> None:
@@ -60,6 +64,8 @@ def old_runs(
 ) -> list[RunFolder]:
     """Return the runs to remove, the oldest first: those before the newest ``keep`` runs that have trained.
 
+    Runs are ordered by their dates: a backfill of old dates removes no newer night.
+
     Args:
         runs: The runs in the directory of a DAG.
         keep: Number of runs that have trained to keep.
@@ -69,7 +75,7 @@ def old_runs(
     """
     found: list[RunFolder] = []
     trained = 0
-    for run in sorted(runs, key=lambda run: run.newest, reverse=True):
+    for run in sorted(runs, key=date_of, reverse=True):
         is_old = trained >= keep
         trained += run.trained
         is_busy = run.is_active or run.is_used or run.name in active
@@ -77,6 +83,15 @@ def old_runs(
         if is_old and not is_busy and run.dag_id == dag_id and run.name == slug(run.run_id):
             found.append(run)
     return [run for run in reversed(found) if run.run_id not in protected]
+
+
+def date_of(run: RunFolder) -> float:
+    """Return a run's logical date in epoch seconds; of one without a date, the time of its last change."""
+    try:
+        found = _DATED.match(run.run_id)
+        return datetime.fromisoformat(found[1]).replace(tzinfo=UTC).timestamp() if found else run.newest
+    except ValueError:
+        return run.newest
 
 
 async def _remove(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llm_bridge.exceptions import LoginNodeUnreachable
+from llm_bridge.naming import slug
 from llm_bridge.pipeline import keep_runs
 from llm_bridge.pipeline.plan import make_plan
 from llm_bridge.remote.messages import ActiveJob, OldRunsAnswer, OldRunsRequest, RunFolder
@@ -17,6 +19,9 @@ from llm_bridge.remote.messages import ActiveJob, OldRunsAnswer, OldRunsRequest,
 
 def run(name: str, newest: float, *, trained: bool = True, **values: Any) -> RunFolder:
     return RunFolder(name, "d", name, newest, trained, **values)
+
+
+DATES = [("backfill", 5), ("scheduled", 28)]
 
 
 def names(runs: list[RunFolder], keep: int, *protected: str, active: tuple[str, ...] = ()) -> list[str]:
@@ -27,6 +32,25 @@ def test_runs_before_the_newest_ones_that_trained_are_old() -> None:
     nights = [run(f"n{number}", number, trained=number % 2 == 0) for number in range(8)]
     assert names(nights, 2) == ["n0", "n1", "n2", "n3"]
     assert names(nights, 9) == []
+
+
+def test_a_backfill_of_old_dates_removes_no_newer_night() -> None:
+    """The backfill ran last; a run that was started by hand has no date but that of its last change."""
+    day = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
+    nights = [
+        run("x", 0)._replace(name=slug(run_id), run_id=run_id, newest=day + 86400 * 30)
+        for run_id in (f"{kind}__2026-11-{number:02}T02:00:00+00:00" for kind, number in DATES)
+    ]
+    manual = run("by-hand", day + 86400 * 25)
+    assert names([*nights, manual], 2) == [slug("backfill__2026-11-05T02:00:00+00:00")]
+    assert names([*nights, manual], 1) == [
+        *(slug(f"{kind}__2026-11-{number:02}T02:00:00+00:00") for kind, number in DATES[:1]),
+        "by-hand",
+    ]
+    odd = run("scheduled__2026-99-99T02:00:00", day + 86400 * 29)._replace(
+        name="scheduled__2026-99-99T02-00-00"
+    )
+    assert keep_runs.date_of(odd) == odd.newest
 
 
 def test_a_night_that_trained_nothing_does_not_count() -> None:
