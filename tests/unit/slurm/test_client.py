@@ -250,7 +250,7 @@ async def test_a_test_that_finds_too_few_nodes_fails_for_good_only_if_they_are_n
 async def test_the_start_of_a_job_in_several_partitions_is_that_in_the_one_that_can_start_it_first(
     slurm: SlurmClient, monkeypatch: pytest.MonkeyPatch, starts: dict[str, Any], best: str
 ) -> None:
-    """sbatch --test-only of a list of partitions answers for the first one that has enough nodes."""
+    """For a list of partitions, sbatch --test-only answers for the first one that has enough nodes."""
     asked = []
 
     async def test(resolved: ResolvedJob, directory: str, key: str) -> StartEstimate:
