@@ -14,6 +14,7 @@ import pytest
 from llm_bridge.config.algorithm import ALGORITHMS, DEFAULT_RESPONSE_LENGTH
 from llm_bridge.config.loader import load_recipe
 from llm_bridge.config.recipe import Ppo
+from llm_bridge.config.recipe_keys import KEYS
 from llm_bridge.remote.node.verl import ppo_rules
 from tests.unit.remote.node.support import ppo_settings
 from tests.verl.support import attempt
@@ -26,11 +27,12 @@ REF_MICRO = "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu"
 COMPOSE = """
 import json, sys
 from llm_bridge.remote.node.common.job_io import JobError
-from llm_bridge.remote.node.stages import ppo
+from llm_bridge.remote.node.stages import ppo, sft
 from llm_bridge.remote.node.verl import ppo_rules, trainer_config, validate_ppo
 
 answers = {}
-for name, settings in json.load(sys.stdin).items():
+given = json.load(sys.stdin)
+for name, settings in given["settings"].items():
     try:
         config = ppo.compose(settings)[1]
         answers[name] = ["accepted", ppo_rules.needs_critic(trainer_config.lookup(config))]
@@ -39,8 +41,16 @@ for name, settings in json.load(sys.stdin).items():
         answers[name] = ["refused", str(error)]
 plain = trainer_config.lookup(trainer_config.load_config(ppo.CONFIG, []))
 answers["defaults"] = {key: plain(key) for key in [*ppo_rules.DEFAULTS, "data.max_response_length"]}
+for name, module in (("sft", sft), ("ppo", ppo)):
+    config = trainer_config.load_config(module.CONFIG, [f"{key}=1" for key in given["keys"][name]])
+    answers[f"keys of {name}"] = {key: trainer_config.lookup(config)(key) for key in given["keys"][name]}
 print(json.dumps(answers))
 """
+# Settings of verl that have a field in the trigger form: stage -> keys.
+FIELDS = {
+    stage: [key.verl[1] for key in KEYS.values() if key.verl and key.verl[0] == stage]
+    for stage in ("sft", "ppo")
+}
 
 
 def settings_of(algorithm: str, **changes: Any) -> dict[str, Any]:
@@ -72,7 +82,7 @@ def answers(cluster_python: str, archive: Path) -> dict[str, Any]:
     environ = {**os.environ, "PYTHONPATH": str(archive), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [cluster_python, "-c", COMPOSE],
-        input=json.dumps(given),
+        input=json.dumps({"settings": given, "keys": FIELDS}),
         env=environ,
         capture_output=True,
         text=True,
@@ -107,6 +117,12 @@ def test_what_verl_would_refuse_on_the_gpus_is_refused_with_its_own_text(
 
 def test_the_rules_know_verls_defaults(answers: dict[str, Any]) -> None:
     assert answers["defaults"] == {**ppo_rules.DEFAULTS, "data.max_response_length": DEFAULT_RESPONSE_LENGTH}
+
+
+@pytest.mark.parametrize("stage", FIELDS)
+def test_verl_has_every_key_that_has_a_field_in_the_form(answers: dict[str, Any], stage: str) -> None:
+    # A key that verl does not have is refused: composing would have failed.
+    assert answers[f"keys of {stage}"] == dict.fromkeys(FIELDS[stage], 1)
 
 
 def test_prepare_names_the_stage_whose_settings_verl_refuses(

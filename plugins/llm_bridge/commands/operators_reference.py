@@ -13,7 +13,7 @@ from typing import Any
 from airflow.sdk import RetryPolicy
 
 import llm_bridge
-from llm_bridge.config.docs import descriptions
+from llm_bridge.config.descriptions import descriptions
 from llm_bridge.config.types import FrozenModel
 
 PATH = Path(__file__).resolve().parents[3] / "docs" / "operators-reference.md"

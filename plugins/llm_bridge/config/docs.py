@@ -13,7 +13,9 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from llm_bridge.config.cluster import Cluster
+from llm_bridge.config.descriptions import descriptions
 from llm_bridge.config.recipe import Recipe
+from llm_bridge.config.recipe_keys import KEYS
 from llm_bridge.config.reward import Reward
 from llm_bridge.config.types import FrozenModel
 
@@ -28,6 +30,11 @@ the task `check`, all at once. [include/clusters/example.yaml](../include/cluste
 [include/recipes/gsm8k_llama32_1b.yaml](../include/recipes/gsm8k_llama32_1b.yaml) are files to copy. A key without a
 default is required; *empty* means that the key is left out or null.
 """
+FORM_INTRO = """\
+Each overrides one key of the recipe for one run; an empty field keeps the recipe's value. The field has the name of the
+key, so `airflow dags trigger post_training --conf '{"recipe": "NAME", "data.max_rows": 1000, "sft.optim.lr": 1e-5}'`
+sets the same. Other settings of verl are lines of *Overrides*; see [daily use](every-day.md#change-a-setting-for-one-run).
+"""
 # The docs that describe a key better than a table.
 ELSEWHERE = {
     "data": "data.md",
@@ -41,35 +48,8 @@ ELSEWHERE = {
 
 def page() -> str:
     """Return the text of the page."""
-    parts = [INTRO, *_file("Cluster file", Cluster), *_file("Recipe", Recipe)]
+    parts = [INTRO, *_file("Cluster file", Cluster), *_file("Recipe", Recipe), *_form()]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def descriptions(model: type[FrozenModel]) -> dict[str, str]:
-    """Return the description of each field: its own, or that in the docstrings of the model and its bases.
-
-    Args:
-        model: Model of a part of a file.
-
-    Raises:
-        ValueError: A field has no description.
-    """
-    documented: dict[str, str] = {}
-    for base in reversed(model.__mro__):
-        documented |= _attributes(inspect.cleandoc(base.__doc__ or ""))
-    found = {
-        name: field.description or documented.get(name, "") for name, field in model.model_fields.items()
-    }
-    if missing := sorted(name for name, text in found.items() if not text):
-        raise ValueError(f"{model.__name__} describes none of {', '.join(missing)}")
-    return found
-
-
-def _attributes(doc: str) -> dict[str, str]:
-    """Return the section Attributes of a docstring, name -> text."""
-    _, _, section = doc.partition("\nAttributes:\n")
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _file(title: str, model: type[FrozenModel]) -> Iterator[str]:
@@ -103,6 +83,17 @@ def _table(model: type[FrozenModel], headings: dict[type[FrozenModel], str]) -> 
             value = _value(schema["properties"][name], schema.get("$defs", {}))
         note = f" See [{ELSEWHERE[name]}]({ELSEWHERE[name]})." if name in ELSEWHERE else ""
         yield f"| `{name}` | {value} | {_default(field)} | {_cell(_sentence(text))}{note} |"
+    yield ""
+
+
+def _form() -> Iterator[str]:
+    """Yield the table of the form's fields that are keys of a recipe."""
+    yield "## Fields of the trigger form\n"
+    yield FORM_INTRO
+    yield "| section | field | key | value | |"
+    yield "| --- | --- | --- | --- | --- |"
+    for key in KEYS.values():
+        yield f"| {key.section} | {key.title} | `{key.name}` | {_value(key.schema(), {})} | {_cell(key.description)} |"
     yield ""
 
 

@@ -98,6 +98,15 @@ def load_recipe(name: str) -> Recipe:
     return _load("recipes", name, Recipe)
 
 
+def recipe_values(name: str) -> dict[str, Any]:
+    """Return the keys of ``include/recipes/NAME.yaml`` as they are written, not validated.
+
+    Raises:
+        ConfigError: No such file, or not YAML.
+    """
+    return _read("recipes", name)
+
+
 def nightly_recipes() -> dict[str, str | None]:
     """Return the recipes with a ``schedule``: name -> cron line.
 
@@ -170,6 +179,11 @@ def _not_offered(kind: str) -> str:
 
 
 def _load(kind: str, name: str, model: type[Model]) -> Model:
+    values = _read(kind, name)
+    return check_model(model, {"name": name, **values}, f"include/{kind}/{name}.yaml")
+
+
+def _read(kind: str, name: str) -> dict[str, Any]:
     folder = include_dir() / kind
     # Looking the name up among the files instead of joining it to a path keeps "../" out.
     names = {f.stem: f for f in folder.glob("*.yaml") if NAME.fullmatch(f.stem)}
@@ -201,7 +215,7 @@ def _load(kind: str, name: str, model: type[Model]) -> Model:
         raise ConfigError(
             f"{source}: evaluate is empty: write 'evaluate: {{}}' for its defaults, or remove it"
         )
-    return check_model(model, {"name": name, **values}, source)
+    return values
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], source: str) -> ConfigError:

@@ -1,8 +1,8 @@
 """Grid of a sweep: lines ``KEY = VALUE, VALUE, …``, whose combinations are one run each.
 
-A key is one of the form's field *Overrides* (``sft.KEY`` and ``ppo.KEY``, with the same values), or ``recipe``,
-``base_model`` or ``nodes`` of the trigger form. A value with a comma stands in quotes, brackets or braces. Empty lines
-and lines that start with ``#`` are ignored.
+A key is one of the form's field *Overrides* (``sft.KEY`` and ``ppo.KEY``, with the same values), one of its fields for
+keys of the recipe (``data.max_rows``), or ``recipe``, ``base_model`` or ``nodes``. A value with a comma stands in
+quotes, brackets or braces. Empty lines and what follows a ``#`` with a space before it are ignored.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from llm_bridge.config import overrides
+from llm_bridge.config.recipe_keys import KEYS, messages
 from llm_bridge.exceptions import ConfigError
 
 MAX_POINTS = 64
-# Fields of the trigger form that may differ between the runs.
-FIELDS = ("recipe", "base_model", "nodes")
+# Fields of the trigger form that may differ between the runs; a setting of verl is a line of Overrides.
+FIELDS = ("recipe", "base_model", "nodes", *(name for name, key in KEYS.items() if not key.verl))
 EXAMPLE = "ppo.actor_rollout_ref.actor.optim.lr = 1.0e-6, 3.0e-6"
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 
@@ -42,9 +44,9 @@ class Point(NamedTuple):
     settings: dict[str, str]
 
     @property
-    def fields(self) -> dict[str, str]:
-        """Fields of the trigger form."""
-        return {key: value for key, value in self.settings.items() if key in FIELDS}
+    def fields(self) -> dict[str, Any]:
+        """Fields of the trigger form, with values as it has them."""
+        return {key: _field_value(key, value) for key, value in self.settings.items() if key in FIELDS}
 
     @property
     def overrides(self) -> str:
@@ -112,29 +114,57 @@ def _parse_line(number: int, line: str) -> Axis:
     values = [value.strip() for value in _split(text)]
     if not all(values):
         raise ValueError("a value is empty: remove the comma, or write '' for an empty text")
-    for value in values:
-        if key in FIELDS:
-            continue
-        try:
-            overrides.parse(f"{key}={value}")
-        except ConfigError as error:  # with the line of a text that nobody has written
-            raise ValueError(str(error).rpartition("): ")[2]) from None
     if key in FIELDS:
-        values = [_text(value) for value in values]
-    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-        raise ValueError(f"the value {twice[0]} stands twice: remove one")
+        values = [_text(key, value) for value in values]
+    meanings: list[Any] = []
+    for value in values:
+        meaning = _field_value(key, value) if key in FIELDS else _override_value(key, value)
+        if meaning in meanings:
+            same = values[meanings.index(meaning)]
+            raise ValueError(
+                f"the value {value} stands twice: remove one"
+                if value == same
+                else f"the values {same} and {value} are equal: remove one"
+            )
+        meanings.append(meaning)
     return Axis(number, key, values)
 
 
-def _text(value: str) -> str:
+def _override_value(key: str, value: str) -> Any:
+    """Return what a line of *Overrides* sets; true is not equal to 1."""
+    try:
+        found = overrides.parse(f"{key}={value}")
+    except ConfigError as error:  # with the line of a text that nobody has written
+        raise ValueError(str(error).rpartition("): ")[2]) from None
+    return [(each.key, isinstance(each.value, bool), each.value) for each in found]
+
+
+def _is_list(key: str) -> bool:
+    return key in KEYS and KEYS[key].schema()["type"] == "array"
+
+
+def _text(key: str, value: str) -> str:
     """Return the text of a field's value: fields are texts, also where YAML reads "no" or "007" otherwise."""
     try:
         found = yaml.load(value, Loader=yaml.BaseLoader)  # which makes texts, lists and mappings only
     except yaml.YAMLError as error:
         raise ValueError(f"the value is not YAML: {' '.join(str(error).split())}") from None
+    if _is_list(key):
+        return value
     if not isinstance(found, str):
         raise ValueError(f"{value} is not a text")
     return found
+
+
+def _field_value(key: str, text: str) -> Any:
+    """Return a value of the form's field from its text."""
+    if key not in KEYS:
+        return text
+    try:
+        read = KEYS[key].read(yaml.load(text, Loader=yaml.BaseLoader) if _is_list(key) else text)
+    except ValidationError as error:
+        raise ValueError("; ".join(messages(error))) from None
+    return str(read).lower() if isinstance(read, bool) else read  # as the form has it: a choice between two texts
 
 
 def _split(text: str) -> Iterator[str]:
@@ -153,6 +183,8 @@ def _split(text: str) -> Iterator[str]:
             expected.append(_CLOSING[char])
         elif expected and char == expected[-1]:
             expected.pop()
+        elif char == "#" and part[-1:].isspace():
+            break  # a comment, as in YAML
         elif char == "," and not expected:
             yield part
             part = ""

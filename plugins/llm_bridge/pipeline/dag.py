@@ -6,25 +6,23 @@ cleared, finished stages are not run again, and a training resumes from its newe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.sdk import DAG, Param, TaskGroup
+from airflow.sdk import DAG, TaskGroup
 from airflow.sdk.exceptions import AirflowSkipException
 
 from llm_bridge import notifications
-from llm_bridge.config.loader import titles
-from llm_bridge.config.recipe import STAGES, Allocation, Stage
+from llm_bridge.config.recipe import Stage
 from llm_bridge.operators.hub import HubUploadOperator
 from llm_bridge.operators.ray import RayClusterOperator, RaySubmitJobOperator
 from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM, SlurmCancelOperator, SlurmSubmitOperator
 from llm_bridge.pipeline import stages
 from llm_bridge.pipeline.approval import ApprovalTask, GateOperator, refusal
 from llm_bridge.pipeline.check import CheckOperator
+from llm_bridge.pipeline.form import form
 from llm_bridge.pipeline.plan import Plan, plan_of, skip_unless_selected
-from llm_bridge.pipeline.start import StartStage
 from llm_bridge.pipeline.summary import SummaryOperator
 from llm_bridge.pipeline.unchanged import UnchangedOperator
 from llm_bridge.remote import attempt_dir
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 
 SFT = "sft.train"
-# Names the recipe that the form of post_training preselects.
-RECIPE_VARIABLE = "LLM_BRIDGE_RECIPE"
 # A stage that is not selected for this run is skipped, and the next one runs nevertheless.
 AFTER_SKIPPED = "none_failed"
 
@@ -140,143 +136,6 @@ def post_training(
         gate >> upload
         check >> [compare, train, sft_merge, ray_up, submit, wait, merge, evaluate, gate, approval, upload]
     return dag
-
-
-def form(recipe: str | None = None) -> dict[str, Param]:
-    """Return the fields of the trigger form, the most used first; an empty field means the recipe's value.
-
-    Args:
-        recipe: Preselected recipe; when empty that of the environment variable LLM_BRIDGE_RECIPE, or the first one.
-    """
-    recipes, clusters = titles("recipes"), titles("clusters")
-    preset = os.environ.get(RECIPE_VARIABLE, "")
-    return {
-        "recipe": Param(
-            recipe or (preset if preset in recipes else next(iter(recipes))),
-            enum=list(recipes),
-            values_display=recipes,
-            title="Recipe",
-            description="Model, data and settings of the training: a file in include/recipes.",
-        ),
-        "cluster": Param(
-            "",
-            enum=["", *clusters],
-            values_display={"": "(from the recipe)", **clusters},
-            title="Cluster",
-            description=(
-                "Slurm cluster to train on: a file in include/clusters. Empty: from the recipe; if that names several, "
-                "the one that can start the run first."
-            ),
-        ),
-        "run_name": Param(
-            None,
-            type=["null", "string"],
-            maxLength=100,
-            title="Run name",
-            description="Name of the experiment in W&B. Empty: the run id.",
-        ),
-        "base_model": Param(
-            None,
-            type=["null", "string"],
-            section="Model",
-            title="Base model",
-            description="OWNER/NAME on the Hub, or an absolute path on the cluster. Empty: from the recipe.",
-        ),
-        "repo_id": Param(
-            None,
-            type=["null", "string"],
-            section="Model",
-            title="Hub repository",
-            description="OWNER/NAME of the repository that the model is uploaded to. Empty: from the recipe.",
-        ),
-        "nodes": Param(
-            None,
-            type=["null", "integer"],
-            minimum=1,
-            section="Allocation",
-            title="Nodes",
-            description="Number of nodes for SFT, and the same for PPO. Empty: from the recipe.",
-        ),
-        "allocation": Param(
-            "",
-            enum=["", *get_args(Allocation)],
-            values_display={
-                "": "(from the recipe)",
-                "per_stage": "per_stage: a Slurm job for SFT, then another for PPO",
-                "queue_ahead": "queue_ahead: PPO's job is queued while SFT runs",
-                "shared": "shared: one Slurm job for SFT and PPO",
-            },
-            section="Allocation",
-            title="Allocation",
-            description=(
-                "Slurm jobs of SFT and PPO. queue_ahead and shared wait for a busy cluster's queue only once; see "
-                "docs/every-day.md."
-            ),
-        ),
-        "stages": Param(
-            [],
-            type=["null", "array"],  # without "null" the form marks it as required
-            items={"type": "string", "enum": list(STAGES)},
-            examples=list(STAGES),
-            section="Stages",
-            title="Stages",
-            description=(
-                "Stages that are not selected are skipped. Without sft, PPO starts from the base model. Empty: those "
-                "of the recipe, or all."
-            ),
-        ),
-        "force_stages": Param(
-            [],
-            type=["null", "array"],
-            items={"type": "string", "enum": list(STAGES)},
-            examples=list(STAGES),
-            section="Stages",
-            title="Stages to run again",
-            description=(
-                "When this run is cleared later, these stages run again from zero. Other finished stages are not run "
-                "again."
-            ),
-        ),
-        "start_stage": Param(
-            "",
-            enum=["", *get_args(StartStage)],
-            values_display={
-                "": "(the first one)",
-                "ppo": "ppo: from a model, or after SFT of another run",
-                "merge": "merge: from checkpoints of RL, or after PPO of another run",
-                "evaluate": "evaluate: a model, or that of another run",
-                "upload": "upload: a model, or that of another run",
-            },
-            section="Start from",
-            title="First stage",
-            description=(
-                "Earlier stages do not run; what follows takes Start from instead. Data are prepared in any case."
-            ),
-        ),
-        "start_from": Param(
-            None,
-            type=["null", "string"],
-            maxLength=500,
-            section="Start from",
-            title="Start from",
-            description=(
-                "Another run of this DAG (its run id) or of any DAG (its directory on the cluster), whose finished "
-                "stages are taken over; or a model: OWNER/NAME on the Hub, or an absolute path on the cluster; for "
-                "merge the path of checkpoints. Empty: nothing."
-            ),
-        ),
-        "overrides": Param(
-            None,
-            type=["null", "string"],
-            format="multiline",
-            section="Settings of verl",
-            title="Overrides",
-            description=(
-                "Settings of verl that differ from the recipe's, one a line: sft.KEY=VALUE or ppo.KEY=VALUE, such as "
-                "ppo.actor_rollout_ref.rollout.n=8. A + in front adds a key that verl's own files do not have."
-            ),
-        ),
-    }
 
 
 def for_stage(stage: Stage, build: Callable[[Plan], Job]) -> Callable[[Context], Job]:

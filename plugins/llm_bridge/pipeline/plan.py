@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import Field, field_validator
 
-from llm_bridge.config import overrides
+from llm_bridge.config import overrides, recipe_keys
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.config.data import Data
-from llm_bridge.config.loader import check_model, load_cluster, load_recipe
+from llm_bridge.config.loader import check_model, load_cluster
 from llm_bridge.config.recipe import STAGES, Allocation, Recipe, Stage
 from llm_bridge.config.reward import FUNCTION_KEYS, MODEL_KEYS, SANDBOX_KEYS
 from llm_bridge.config.types import (
@@ -46,7 +46,7 @@ RESPONSE_LENGTH = "data.max_response_length"
 
 
 class Form(FrozenModel):
-    """Fields of the trigger form. An empty field keeps the recipe's value."""
+    """Fields of the trigger form but those of single keys of the recipe. An empty field keeps the recipe's value."""
 
     # Both are looked up among the files.
     recipe: Text
@@ -87,7 +87,7 @@ class Plan(FrozenModel):
         recipe: The recipe, with the values of the form.
         stages: The stages that run, in order.
         force_stages: Stages that run although their results exist.
-        changes: What the form's overrides change in the recipe's settings for verl.
+        changes: What the form's fields for keys of the recipe and its overrides change.
         start: What the run starts from instead of its own first stages.
         directory: ``WORKSPACE/DAG/RUN`` on the cluster.
         workspace: The cluster's workspace.
@@ -306,10 +306,10 @@ def clusters_of(params: dict[str, Any]) -> list[str]:
     Raises:
         ConfigError: The form or the recipe is wrong.
     """
-    form = check_model(Form, params, "the trigger form")
+    form, given = _read_form(params)
     if form.cluster:
         return [form.cluster]
-    recipe = load_recipe(form.recipe)
+    recipe, _ = recipe_keys.load_with(form.recipe, given)
     return recipe.clusters or [name for name in [recipe.cluster] if name]
 
 
@@ -325,9 +325,12 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str, *, cluster_name:
     Raises:
         ConfigError: An error that can be found without a connection to the cluster.
     """
-    form = check_model(Form, params, "the trigger form")
-    recipe, cluster = _load(form, cluster_name)
-    recipe, changed_by_form = overrides.apply(recipe, overrides.parse(form.overrides or ""))
+    form, given = _read_form(params)
+    recipe, cluster, changed = _load(form, given, cluster_name)
+    lines = overrides.parse(form.overrides or "")
+    if twice := [*recipe_keys.set_twice(given, lines)]:
+        raise ConfigError("the trigger form, overrides:\n  - " + "\n  - ".join(twice))
+    recipe, changed_by_lines = overrides.apply(recipe, lines)
     changes: dict[str, Any] = {}
     if form.base_model:
         changes["base_model"] = form.base_model
@@ -346,7 +349,7 @@ def make_plan(params: dict[str, Any], dag_id: str, run_id: str, *, cluster_name:
         recipe=recipe.model_copy(update=changes),
         stages=_stages(form, recipe, start),
         force_stages=form.force_stages,
-        changes=changed_by_form,
+        changes=changed + changed_by_lines,
         start=start,
         directory=directory,
         workspace=cluster.workspace,
@@ -385,29 +388,52 @@ def skip_unless_selected(plan: Plan, stage: Stage) -> None:
     )
 
 
+def _read_form(params: dict[str, Any]) -> tuple[Form, dict[str, Any]]:
+    """Return the form, and of its fields for keys of the recipe those that are not empty.
+
+    Raises:
+        ConfigError: There is no such field, or a value is wrong.
+    """
+    own = {name: value for name, value in params.items() if name not in recipe_keys.KEYS}
+    if wrong := [name for name in own if "." in name]:
+        raise ConfigError(
+            f"the trigger form: {', '.join(wrong)}: no such field. Keys of a recipe with a field are "
+            f"{', '.join(recipe_keys.KEYS)}; other settings of verl are lines of overrides, other keys are set in a recipe"
+        )
+    return check_model(Form, own, "the trigger form"), recipe_keys.given_in(params)
+
+
 def _stages(form: Form, recipe: Recipe, start: Start | None) -> list[Stage]:
-    """Return the stages of a run, in order; a recipe without the key ``evaluate`` has no such stage."""
-    given = form.stages or [stage for stage in recipe.stages if stage != "evaluate" or recipe.evaluate]
+    """Return the stages of a run, in order.
+
+    A recipe without the key ``evaluate`` has no such stage, and one with ``publish: never`` has no upload.
+    """
+    left_out = {"evaluate": not recipe.evaluate, "upload": recipe.publish.never}
+    given = form.stages or [stage for stage in recipe.stages if not left_out.get(stage)]
     # The first stage is wanted although the recipe may not have it; data are prepared in any case.
     skipped = start.replaced if start and not form.stages else ()
     wanted = {*given, start.stage} if start and not form.stages else {*given}
     return [stage for stage in STAGES if stage in wanted and stage not in skipped]
 
 
-def _load(form: Form, cluster_name: str | None) -> tuple[Recipe, Cluster]:
-    """Return recipe and cluster of a form.
+def _load(
+    form: Form, given: dict[str, Any], cluster_name: str | None
+) -> tuple[Recipe, Cluster, list[str]]:
+    """Return recipe and cluster of a form, and what the form changes in the recipe.
 
     Args:
         form: The form.
+        given: Its fields for keys of the recipe.
         cluster_name: The cluster; None for that of the form or the recipe.
 
     Raises:
         ConfigError: Names the errors of both files.
     """
     errors: list[str] = []
+    changes: list[str] = []
     recipe = cluster = None
     try:
-        recipe = load_recipe(form.recipe)
+        recipe, changes = recipe_keys.load_with(form.recipe, given)
     except ConfigError as error:
         errors.append(str(error))
     if recipe:
@@ -423,7 +449,7 @@ def _load(form: Form, cluster_name: str | None) -> tuple[Recipe, Cluster]:
         )
     if errors or recipe is None or cluster is None:
         raise ConfigError("\n".join(errors))
-    return recipe, cluster
+    return recipe, cluster, changes
 
 
 def check_combinations(plan: Plan, cluster: Cluster) -> None:
@@ -580,7 +606,11 @@ def _wrong_evaluation(plan: Plan) -> Iterator[str]:
 def _wrong_publish(plan: Plan) -> Iterator[str]:
     """Yield the conditions of ``publish`` that could never hold in this run."""
     publish = plan.recipe.publish
-    if "upload" not in plan.stages or not publish.needs_evaluation:
+    if "upload" not in plan.stages:
+        return
+    if publish.never:
+        yield "publish is 'never', but stage 'upload' is selected: choose stages without it, or change publish"
+    if not publish.needs_evaluation:
         return
     file = f"include/recipes/{plan.recipe.name}.yaml"
     if "evaluate" not in plan.stages:

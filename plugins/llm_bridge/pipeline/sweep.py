@@ -17,10 +17,11 @@ from airflow.utils.state import DagRunState
 
 from llm_bridge import notifications
 from llm_bridge.config import sweep
+from llm_bridge.config.recipe_keys import KEYS
 from llm_bridge.exceptions import ConfigError
 from llm_bridge.naming import slug
 from llm_bridge.operators.exceptions import logs_config_errors
-from llm_bridge.pipeline.dag import form
+from llm_bridge.pipeline.form import form
 from llm_bridge.pipeline.plan import make_plan
 from llm_bridge.pipeline.summary import table
 from llm_bridge.triggers.turn import TurnTrigger
@@ -34,7 +35,7 @@ TARGET = "post_training"
 PLAN, RUN, COMPARE = "plan", "run", "compare"
 MAX_AT_ONCE = 16
 # Fields of the form of post_training that a sweep has, too: the same for all its runs.
-SHARED = ("recipe", "cluster", "stages", "start_stage", "start_from", "overrides")
+SHARED = ("recipe", "cluster", *KEYS, "stages", "start_stage", "start_from", "overrides")
 ENDED = ("success", "failed")
 # Run page of the API server, as in ui/app.py.
 COMPARE_PAGE = "llm-bridge/runs"
@@ -79,7 +80,8 @@ def sweep_form() -> dict[str, Param]:
             title="Grid",
             description=(
                 "One line a setting: KEY = VALUE, VALUE, ... Each combination is a run, of at most "
-                f"{sweep.MAX_POINTS}. Keys are those of Overrides (sft.KEY, ppo.KEY), recipe, base_model and nodes."
+                f"{sweep.MAX_POINTS}. Keys are those of the other fields (ppo.algorithm, data.max_rows), those of "
+                "Overrides (sft.KEY, ppo.KEY), recipe, base_model and nodes."
             ),
         ),
         "at_once": Param(

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from llm_bridge.config.docs import PATH, descriptions, page
+from llm_bridge.config.descriptions import descriptions
+from llm_bridge.config.docs import PATH, page
 from llm_bridge.config.types import FrozenModel
 
 

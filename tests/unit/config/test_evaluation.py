@@ -79,6 +79,7 @@ def test_a_wrong_evaluate_is_refused_with_its_key(include: Path, evaluate: Any, 
         ({"min_score": 0.4}, Publish(min_score=0.4)),
         ({"min_score": 1}, Publish(min_score=1.0)),
         ({"better_than": "sft", "approval": True}, Publish(better_than="sft", approval=True)),
+        ("never", Publish(never=True)),
         ({"approval": True, "approval_hours": 12}, Publish(approval=True, approval_hours=12)),
     ],
 )
@@ -91,7 +92,8 @@ def test_the_forms_of_publish(include: Path, given: Any, meant: Publish) -> None
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("never", "expected always, approval, or conditions such as {min_score: 0.4}"),
+        ("sometimes", "expected always, approval, never, or conditions such as {min_score: 0.4}"),
+        ({"never": True, "min_score": 0.4}, "remove the conditions beside it, or never"),
         (["always"], "expected always, approval"),
         ({"better_than": "yesterday"}, "'base', 'sft' or 'published'"),
         ({"when": "always"}, "min_score"),

@@ -38,6 +38,30 @@ def test_values_of_fields_are_texts_that_yaml_does_not_change() -> None:
     assert [point.fields["recipe"] for point in points] == ["no", "007", "2026-11-28", "on", "1e5"]
 
 
+def test_keys_of_the_recipe_become_fields_of_the_form_with_their_types() -> None:
+    points = parse(
+        "ppo.algorithm = grpo\ndata.max_rows = 10, 20\nhub.private = yes\npublish.min_score = 0.1\n"
+        "evaluate.harness = [hellaswag, mmlu]"
+    )
+    assert points[1].fields == {
+        "ppo.algorithm": "grpo",
+        "data.max_rows": 20,
+        "hub.private": "true",
+        "publish.min_score": 0.1,
+        "evaluate.harness": ["hellaswag", "mmlu"],
+    }
+    assert not points[1].overrides
+
+
+def test_true_is_not_the_same_value_as_1() -> None:
+    assert len(parse("ppo.algorithm.x = true, 1")) == 2
+
+
+def test_a_comment_behind_the_values_is_none_of_them() -> None:
+    [four, eight] = parse(f"{N} = 4, 8  # not 16, which is slow")
+    assert (four.overrides, eight.overrides) == (f"{N}=4", f"{N}=8")
+
+
 def test_two_keys_with_the_same_last_part_are_told_apart() -> None:
     [point, _] = parse("sft.optim.lr = 1\nppo.actor.optim.lr = 2, 3\nnodes = 1")
     assert point.text == "sft.optim.lr=1, ppo.actor.optim.lr=2, nodes=1"
@@ -64,6 +88,10 @@ def test_two_keys_with_the_same_last_part_are_told_apart() -> None:
         ("base_model = @me/a", "line 1 .*the value is not YAML"),
         ("recipe = [a, b]", r"\[a, b\] is not a text"),
         ("recipe = a, 'a'", "the value a stands twice"),
+        (f"{LR} = 1e-5, 0.00001", "the values 1e-5 and 0.00001 are equal: remove one"),
+        (f"{N} = 4, 4.0", r"the values 4 and 4\.0 are equal"),
+        ("data.max_rows = 10, many", "line 1 .*should be a valid integer"),
+        ("ppo.algorithm = grpo, grop", "line 1 .*should be 'ppo', 'grpo'"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(text: str, message: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 
 from llm_bridge import model_asset
+from llm_bridge.config.recipe_keys import KEYS
 from testing.paths import ROOT
 
 
@@ -157,7 +158,12 @@ def test_the_form_offers_recipes_clusters_and_stages(dags: dict[str, Any]) -> No
     assert "local" in params.get_param("cluster").schema["enum"]
     fields = ["recipe", "cluster", "run_name", "base_model", "repo_id", "nodes", "allocation"]
     fields += ["stages", "force_stages", "start_stage", "start_from", "overrides"]
-    assert list(params) == fields
+    assert [name for name in params if name not in KEYS] == fields
+    sections = dict.fromkeys(params.get_param(name).schema.get("section") for name in params)
+    assert list(sections) == [
+        *(None, "Model", "Data", "SFT", "RL", "Evaluation", "Publishing"),
+        *("Allocation", "Stages", "Start from", "Settings of verl"),
+    ]
     shown = params.get_param("recipe").schema["values_display"]["tiny_cpu"]
     assert shown == "tiny_cpu: Tiny Llama on CPUs, for the local demo cluster"
     assert params.get_param("allocation").schema["enum"] == ["", "per_stage", "queue_ahead", "shared"]
@@ -207,7 +213,7 @@ def test_a_recipe_that_is_wrong_keeps_its_dag_and_those_of_the_others_and_is_an_
 def test_the_form_preselects_the_recipe_of_the_environment_variable_if_it_exists(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from llm_bridge.pipeline.dag import form
+    from llm_bridge.pipeline.form import form
 
     monkeypatch.setenv("LLM_BRIDGE_RECIPE", "tiny_cpu")
     assert form()["recipe"].value == "tiny_cpu"

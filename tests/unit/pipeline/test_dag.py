@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
+from llm_bridge.config.recipe_keys import KEYS
 from llm_bridge.operators.slurm import FOLLOWUP_XCOM, JOB_XCOM
 from llm_bridge.pipeline import dag
+from llm_bridge.pipeline.form import form
 from llm_bridge.pipeline.plan import Form, make_plan
 from llm_bridge.remote import attempt_dir
 
@@ -65,8 +67,8 @@ def test_every_directory_with_a_ray_cluster_is_closed_at_the_end() -> None:
 
 
 def test_the_form_has_the_fields_of_a_plan_and_the_given_recipe() -> None:
-    fields = dag.form("tiny_cpu")
-    assert set(fields) == set(Form.model_fields)
+    fields = form("tiny_cpu")
+    assert set(fields) == {*Form.model_fields, *KEYS}
     assert fields["recipe"].value == "tiny_cpu"
     for name, field in fields.items():
         assert field.schema.get("title"), name

@@ -13,6 +13,7 @@ from llm_bridge.config.loader import load_cluster
 from llm_bridge.config.recipe import STAGES
 from llm_bridge.config.verl_settings import MODEL
 from llm_bridge.exceptions import ConfigError
+from llm_bridge.pipeline import unchanged
 from llm_bridge.pipeline.plan import Plan, make_plan
 from llm_bridge.pipeline.stages import (
     merge,
@@ -343,6 +344,32 @@ def test_overrides_of_the_form_change_the_settings_and_so_the_fingerprint() -> N
         before, after = (fingerprint.compute("x", job(each).settings) for each in (plan(), made))
         assert before != after
     assert Plan.model_validate(made.model_dump(mode="json")) == made
+
+
+def test_fields_for_keys_of_the_recipe_change_the_run_and_so_its_fingerprint() -> None:
+    made = plan(**{"sft.optim.lr": "1e-4", "data.max_rows": 32, "ppo.algorithm": "grpo"})
+    assert sft(made).settings["verl"]["optim.lr"] == 1e-4
+    assert made.data("sft").max_rows == 32 and not made.has_critic
+    assert "sft.optim.lr: 0.005 -> 0.0001" in made.changes
+    prepared = {"data": {stage: {"report": {"hash": "x"}} for stage in ("sft", "ppo")}}
+    assert unchanged.fingerprint_of(made, prepared) != unchanged.fingerprint_of(plan(), prepared)
+    assert Plan.model_validate(made.model_dump(mode="json")) == made
+
+
+def test_a_setting_stands_either_in_its_field_or_in_overrides() -> None:
+    with pytest.raises(ConfigError, match=r"line 1: sft\.optim\.lr is the field 'Learning rate' of section SFT"):
+        plan(overrides="sft.optim.lr=1", **{"sft.optim.lr": "1e-4"})
+
+
+def test_a_field_that_does_not_exist_is_named_with_those_that_do() -> None:
+    with pytest.raises(ConfigError, match=r"sft\.optim\.le: no such field.* sft\.optim\.lr,.*lines of overrides"):
+        plan(**{"sft.optim.le": "1e-4"})
+
+
+def test_a_model_that_is_never_published_is_not_uploaded() -> None:
+    assert "upload" not in plan(publish="never").stages
+    with pytest.raises(ConfigError, match="publish is 'never', but stage 'upload' is selected"):
+        plan(publish="never", stages=["prepare", "sft", "upload"])
 
 
 @pytest.mark.parametrize("text", [None, "", "  \n"])
