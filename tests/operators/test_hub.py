@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 from airflow.sdk.definitions.retry_policy import RetryAction
-from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.exceptions import ConfigError
 from llm_bridge.notifications import content
-from llm_bridge.operators.exceptions import HubUploadFailed
+from llm_bridge.operators.exceptions import HubUploadFailed, HubUploadPermanentError
 from llm_bridge.operators.hub import HubUploadOperator
 from llm_bridge.operators.retry_policy import DiagnosisRetryPolicy
 from testing.weights import safetensors
@@ -116,7 +115,7 @@ def test_a_refused_token_fails_at_once_and_is_in_no_message(
 ) -> None:
     connection("hf_wrong_token_12345")
     error = failed(task, upload(model))
-    assert isinstance(error, AirflowFailException) and retry(error) is RetryAction.FAIL
+    assert isinstance(error, HubUploadPermanentError) and retry(error) is RetryAction.FAIL
     assert error.diagnosis.kind == "token_refused" and "refused the token (401)" in error.diagnosis.evidence
     assert "hf_wrong_token_12345" not in str(error) + str(task.xcoms) + capsys.readouterr().out
 
@@ -141,7 +140,7 @@ def test_the_error_of_a_folder_without_a_model_names_the_missing_files(
 ) -> None:
     connection(TOKEN)
     error = failed(task, upload(tmp_path))
-    assert isinstance(error, AirflowFailException) and retry(error) is RetryAction.FAIL
+    assert isinstance(error, HubUploadPermanentError) and retry(error) is RetryAction.FAIL
     assert error.diagnosis.kind == "missing_path" and "config.json" in error.diagnosis.evidence
 
 
@@ -204,7 +203,7 @@ def test_an_upload_whose_hub_stops_in_the_middle_is_retried(
     error = failed(task, upload(model))
     stopping.join()
     assert error.diagnosis.kind == "hub_unavailable" and "cannot reach the Hub" in error.diagnosis.evidence
-    assert retry(error) is RetryAction.RETRY and not isinstance(error, AirflowFailException)
+    assert retry(error) is RetryAction.RETRY and not isinstance(error, HubUploadPermanentError)
 
 
 def test_missing_arguments_are_an_error_when_the_dag_is_parsed(model: Path) -> None:

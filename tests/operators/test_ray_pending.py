@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.definitions.retry_policy import RetryAction
 
 from llm_bridge.operators.exceptions import RayJobPermanentError
 from llm_bridge.operators.ray import RayClusterOperator, RaySubmitJobOperator
+from llm_bridge.operators.retry_policy import DiagnosisRetryPolicy
 from llm_bridge.operators.slurm import SlurmCancelOperator
 from llm_bridge.ray import dashboard
 from llm_bridge.ray.spec import RayJob
@@ -65,7 +66,7 @@ def test_a_job_that_no_node_can_run_fails_without_a_retry_and_lists_requested_an
     submitted = submit(task, ray, RayJob(entrypoint=["true"], entrypoint_num_gpus=2, entrypoint_num_cpus=1))
     with pytest.raises(RayJobPermanentError) as error:
         wait(task, submitted)
-    assert isinstance(error.value, AirflowFailException), "no retry can help"
+    assert DiagnosisRetryPolicy().evaluate(error.value, 1, 3).action is RetryAction.FAIL
     text = str(error.value)
     assert "cannot start: it requests" in text and "GPU 2" in text
     assert "no node of its Ray cluster has that: " in text and "GPU 1" in text

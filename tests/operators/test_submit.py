@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import TaskDeferred
 
 from llm_bridge.exceptions import ConfigError
-from llm_bridge.operators.exceptions import SlurmJobFailed
+from llm_bridge.operators.exceptions import SlurmJobFailed, SlurmJobPermanentError
 from llm_bridge.operators.slurm import SlurmCancelOperator, SlurmSubmitOperator
 from llm_bridge.remote import transport
 from llm_bridge.remote.ssh_transport import SshTransport
@@ -331,7 +331,7 @@ def test_the_error_of_a_refused_job_quotes_slurm_and_nothing_is_submitted(
 
 def test_a_job_that_reports_that_a_retry_cannot_help_is_not_retried(task: Any) -> None:
     script = """echo '{"reason": "no such column", "retry": false}' > "$ATTEMPT_DIR/reason.json"; exit 1"""
-    with pytest.raises(AirflowFailException, match="The job's own reason: no such column"):
+    with pytest.raises(SlurmJobPermanentError, match="The job's own reason: no such column"):
         task.run(submit(script))
 
 

@@ -33,7 +33,7 @@ default is required; *empty* means that the key is left out or null.
 FORM_INTRO = """\
 Each overrides one key of the recipe for one run; an empty field keeps the recipe's value. The field has the name of the
 key, so `airflow dags trigger post_training --conf '{"recipe": "NAME", "data.max_rows": 1000, "sft.optim.lr": 1e-5}'`
-sets the same. Other settings of verl are lines of *Overrides*; see [daily use](every-day.md#change-a-setting-for-one-run).
+sets the same. Other settings of verl are lines of *Overrides* ([daily use](every-day.md#change-a-setting-for-one-run)).
 """
 # The docs that describe a key better than a table.
 ELSEWHERE = {

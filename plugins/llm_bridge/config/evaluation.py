@@ -29,7 +29,8 @@ class Decoding(FrozenModel):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Count | None = Field(
-        default=None, description="tokens of an answer; ppo.verl's data.max_response_length, or else verl's 512, when empty"
+        default=None,
+        description="tokens of an answer; ppo.verl's data.max_response_length, or else verl's 512, when empty",
     )
 
 

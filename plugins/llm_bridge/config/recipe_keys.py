@@ -69,7 +69,7 @@ class RecipeKey:
 
     @property
     def verl(self) -> tuple[Training, str] | None:
-        """Stage and key of a setting of verl; None for a key of the recipe itself, which a stage has without sections."""
+        """Stage and key of a setting of verl; None for a key of the recipe itself, which has no section in a stage."""
         stage, _, key = self.name.partition(".")
         return (cast("Training", stage), key) if stage in get_args(Training) and "." in key else None
 
@@ -133,8 +133,8 @@ KEYS: dict[str, RecipeKey] = {
         RecipeKey("Model", "ppo.init_from", "Initial model of RL"),
         RecipeKey(
             *("Data", "data.source", "Data set"),
-            about="OWNER/NAME on the Hub, or an absolute path or pattern of paths on the cluster, in place of the recipe's "
-            "sources, configuration and splits.",
+            about="OWNER/NAME on the Hub, or an absolute path or pattern of paths on the cluster, in place of the "
+            "recipe's sources, configuration and splits.",
         ),
         RecipeKey("Data", "data.config", "Configuration"),
         RecipeKey("Data", "data.split", "Split"),
@@ -264,12 +264,12 @@ def load_with(name: str, given: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
         changed = Recipe.model_validate({"name": name, **file})
     except ValidationError as error:
         raise describe_errors(error, Recipe, f"include/recipes/{name}.yaml with the trigger form") from None
-    if unused := [field for field in values if field.startswith("data.")]:
-        if changed.sft.data and changed.ppo.data:
-            raise ConfigError(
-                f"the trigger form: {', '.join(unused)} would change nothing, because sft and ppo have data of their own "
-                f"in include/recipes/{name}.yaml: change it there"
-            )
+    unused = [field for field in values if field.startswith("data.")]
+    if unused and changed.sft.data and changed.ppo.data:
+        raise ConfigError(
+            f"the trigger form: {', '.join(unused)} would change nothing, because sft and ppo have data of their own in "
+            f"include/recipes/{name}.yaml: change it there"
+        )
     return changed, changes
 
 

@@ -6,14 +6,15 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
 
 from llm_bridge.diagnosis.explain import FailureReport
 from llm_bridge.diagnosis.report import Diagnosis
 from llm_bridge.diagnosis.retry import Decision
 from llm_bridge.exceptions import ConfigError
+from llm_bridge.operators.retry_policy import DiagnosisRetryPolicy
 from llm_bridge.ray.errors import describe_end
 from llm_bridge.ray.events import RayEndReason, RayJobEvent
 from llm_bridge.remote import attempt_dir
@@ -60,14 +61,18 @@ def logs_config_errors(method: Callable[Parameters, Result]) -> Callable[Paramet
     return call
 
 
-class DiagnosedError(AirflowException):
-    """Error with a diagnosis.
+class DiagnosedError(Exception, SystemExit):
+    """Error with a diagnosis, for :func:`fail`.
+
+    Airflow logs no traceback of it, as of :class:`LoggedConfigError`: it is no AirflowException, whose traceback Airflow
+    logs before it looks at anything else (``_run_task_and_map_outcome`` in airflow/sdk/execution_time/task_runner.py).
 
     Attributes:
         diagnosis: Cause of the failure; None if there was no diagnosis.
         decision: Next step, which ``DiagnosisRetryPolicy`` reads; None if there was no diagnosis.
     """
 
+    code = 1
     diagnosis: Diagnosis | None = None
     decision: Decision | None = None
 
@@ -76,6 +81,27 @@ class DiagnosedError(AirflowException):
             self.diagnosis, self.decision = report.diagnosis, report.decision
             text += f"\n{report.diagnosis.text()}"
         super().__init__(text)
+
+
+def fail(error: DiagnosedError, *, permanent: bool, policy: object) -> NoReturn:
+    """Log an error line by line, for people, and raise it.
+
+    Args:
+        error: The error.
+        permanent: A retry cannot help.
+        policy: The task's retry policy. :class:`~llm_bridge.operators.retry_policy.DiagnosisRetryPolicy` follows the
+            error's decision. Another one does not, so with it the error is an AirflowFailException, too, which Airflow
+            never retries, and logs with its traceback.
+
+    Raises:
+        DiagnosedError: The error.
+    """
+    for line in str(error).splitlines():
+        log.error("%s", line)
+    if permanent and not isinstance(policy, DiagnosisRetryPolicy):
+        kind = type(error)
+        error.__class__ = type(kind.__name__, (kind, AirflowFailException), {"__doc__": kind.__doc__})
+    raise error
 
 
 class SlurmJobFailed(DiagnosedError):
@@ -91,7 +117,7 @@ class SlurmJobFailed(DiagnosedError):
         super().__init__(_describe_slurm(event), report)
 
 
-class SlurmJobPermanentError(SlurmJobFailed, AirflowFailException):
+class SlurmJobPermanentError(SlurmJobFailed):
     """The job reported that a retry cannot help (bad input, a refused token), so Airflow does not retry the task."""
 
 
@@ -111,7 +137,7 @@ class RayJobFailed(DiagnosedError):
         super().__init__(_describe_ray(event, resubmits), report)
 
 
-class RayJobPermanentError(RayJobFailed, AirflowFailException):
+class RayJobPermanentError(RayJobFailed):
     """The job reported that a retry cannot help, so Airflow does not retry the task."""
 
 
@@ -148,7 +174,7 @@ class HubUploadFailed(DiagnosedError):
         super().__init__(f"{text}: exit code {event.exit_code}{_quoted(event.last_lines)}", report)
 
 
-class HubUploadPermanentError(HubUploadFailed, AirflowFailException):
+class HubUploadPermanentError(HubUploadFailed):
     """The uploader reported that a retry cannot help (bad input, a refused token), so Airflow does not retry."""
 
 

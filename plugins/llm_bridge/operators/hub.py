@@ -22,7 +22,7 @@ from llm_bridge.diagnosis.explain import explain
 from llm_bridge.exceptions import ConfigError
 from llm_bridge.monitoring.log_relay import LAST_LINES
 from llm_bridge.operators.base import task_directory
-from llm_bridge.operators.exceptions import HubUploadEvent, HubUploadFailed, HubUploadPermanentError
+from llm_bridge.operators.exceptions import HubUploadEvent, HubUploadFailed, HubUploadPermanentError, fail
 from llm_bridge.operators.slurm import JobSource, SlurmSubmitOperator
 from llm_bridge.remote import attempt_dir, connections, node_archive
 from llm_bridge.remote.attempt_dir import Reason
@@ -186,7 +186,8 @@ class HubUploadOperator(SlurmSubmitOperator):
             code, lines = self._run_and_log(argv, environment)
             if code:
                 reason = attempt_dir.read_shape(Reason, str(folder), attempt_dir.REASON)
-                raise self._failed(context, code, lines, reason)
+                error = self._failed(context, code, lines, reason)
+                fail(error, permanent=code in FINAL_EXIT_CODES, policy=self.retry_policy)
             uploaded: dict[str, Any] = attempt_dir.read_json(str(result))
             return uploaded
 

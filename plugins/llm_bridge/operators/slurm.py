@@ -15,7 +15,7 @@ from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.config.loader import check_model
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError
 from llm_bridge.operators.base import ClusterOperator, task_directory
-from llm_bridge.operators.exceptions import SlurmJobFailed, SlurmJobPermanentError, logs_config_errors
+from llm_bridge.operators.exceptions import SlurmJobFailed, SlurmJobPermanentError, fail, logs_config_errors
 from llm_bridge.operators.links import WandbLink, push_wandb_link
 from llm_bridge.remote import attempt_dir, connections
 from llm_bridge.remote.attempt_dir import Outcome
@@ -258,7 +258,8 @@ class SlurmSubmitOperator(ClusterOperator):
             asyncio.run(self.submission(context, job).close_followup())
         if report.should_resume:
             return self.execute(context)
-        raise (SlurmJobPermanentError if final else SlurmJobFailed)(event, report)
+        kind = SlurmJobPermanentError if final else SlurmJobFailed
+        fail(kind(event, report), permanent=final, policy=self.retry_policy)
 
     def build_job(self, context: Context) -> SlurmJob:
         """Return the specification of the job to submit."""

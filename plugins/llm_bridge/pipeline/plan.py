@@ -398,7 +398,8 @@ def _read_form(params: dict[str, Any]) -> tuple[Form, dict[str, Any]]:
     if wrong := [name for name in own if "." in name]:
         raise ConfigError(
             f"the trigger form: {', '.join(wrong)}: no such field. Keys of a recipe with a field are "
-            f"{', '.join(recipe_keys.KEYS)}; other settings of verl are lines of overrides, other keys are set in a recipe"
+            f"{', '.join(recipe_keys.KEYS)}; other settings of verl are lines of overrides, other keys are set in a "
+            "recipe"
         )
     return check_model(Form, own, "the trigger form"), recipe_keys.given_in(params)
 

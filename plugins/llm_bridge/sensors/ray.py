@@ -18,7 +18,7 @@ from llm_bridge.diagnosis.explain import FailureReport
 from llm_bridge.diagnosis.explain_ray import explain_ray
 from llm_bridge.exceptions import RayClusterEnded, ServiceUnavailable
 from llm_bridge.operators.base import ClusterOperator
-from llm_bridge.operators.exceptions import RayJobFailed, RayJobPermanentError, SlurmJobFailed
+from llm_bridge.operators.exceptions import RayJobFailed, RayJobPermanentError, SlurmJobFailed, fail
 from llm_bridge.operators.links import RayDashboardLink, WandbLink, push_link, push_wandb_link
 from llm_bridge.operators.ray import RayJobSource, job_from
 from llm_bridge.operators.slurm import JOB_XCOM, JobSource, read_secrets
@@ -259,8 +259,9 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
             attempts.exclude_nodes(task, bad_nodes)
         if report.should_resume:
             return self._next_step(context, resume=True)
-        error = RayJobPermanentError if final else RayJobFailed
-        raise error(event, report, resubmits=self.job is not None)
+        kind = RayJobPermanentError if final else RayJobFailed
+        error = kind(event, report, resubmits=self.job is not None)
+        fail(error, permanent=final, policy=self.retry_policy)
 
     def _explain(self, context: Context, task: TaskState, event: RayJobEvent, final: bool) -> FailureReport:
         job = job_from(self.job, context) if self.job else None
@@ -277,7 +278,7 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         report = self.close_failed_job(context, event, self._cluster_job(context), final)
         if report.should_resume:
             return self._next_step(context, resume=True)
-        raise SlurmJobFailed(event, report)
+        fail(SlurmJobFailed(event, report), permanent=False, policy=self.retry_policy)
 
     def _record_ray_end(self, context: Context, result: str, **facts: Any) -> None:
         ti: Any = context["ti"]

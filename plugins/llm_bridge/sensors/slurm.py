@@ -13,7 +13,7 @@ from llm_bridge.config.hang import Hang, OnHang
 from llm_bridge.diagnosis.explain_slurm import explain_slurm
 from llm_bridge.exceptions import ConfigError
 from llm_bridge.operators.base import ClusterOperator
-from llm_bridge.operators.exceptions import SlurmJobFailed
+from llm_bridge.operators.exceptions import SlurmJobFailed, fail
 from llm_bridge.operators.links import WandbLink, push_wandb_link
 from llm_bridge.slurm.events import SlurmJobEvent
 from llm_bridge.slurm.status import is_job_id
@@ -96,4 +96,5 @@ class SlurmJobSensor(ClusterOperator, BaseSensorOperator):
         # The job belongs to another task, so it is not submitted again.
         task, delay = TaskState.from_context(context), self.delay_before_retry()
         report = asyncio.run(explain_slurm(task, ended, None, retry_delay=delay))
-        raise SlurmJobFailed(ended, self.push_diagnosis(context, report))
+        error = SlurmJobFailed(ended, self.push_diagnosis(context, report))
+        fail(error, permanent=False, policy=self.retry_policy)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from airflow.sdk.definitions.retry_policy import RetryAction
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llm_bridge.diagnosis.explain import FailureReport
 from llm_bridge.diagnosis.progress_ledger import ProgressLedger
@@ -17,6 +18,7 @@ from llm_bridge.exceptions import ConfigError
 from llm_bridge.operators.exceptions import (
     MAX_STACK_LINES,
     RESUBMITS,
+    DiagnosedError,
     HubUploadEvent,
     HubUploadFailed,
     HubUploadPermanentError,
@@ -25,6 +27,7 @@ from llm_bridge.operators.exceptions import (
     RayJobPermanentError,
     SlurmJobFailed,
     SlurmJobPermanentError,
+    fail,
     logs_config_errors,
 )
 from llm_bridge.operators.retry_policy import DiagnosisRetryPolicy
@@ -118,9 +121,37 @@ def test_a_failed_upload_names_folder_repository_and_worker() -> None:
     assert "  | refused" in text
 
 
-@pytest.mark.parametrize("error", [SlurmJobPermanentError, RayJobPermanentError, HubUploadPermanentError])
-def test_airflow_does_not_retry_a_permanent_error(error: type[Exception]) -> None:
-    assert issubclass(error, AirflowFailException)
+ERRORS = [
+    lambda: SlurmJobPermanentError(SLURM, REPORT),
+    lambda: RayJobPermanentError(RAY, REPORT),
+    lambda: HubUploadPermanentError(HubUploadEvent("/models/m", "me/llama", "w", 3), REPORT),
+]
+
+
+@pytest.mark.parametrize("make", ERRORS)
+def test_a_failed_job_is_logged_line_by_line_and_ends_the_task_without_a_traceback(
+    make: Callable[[], DiagnosedError], caplog: pytest.LogCaptureFixture
+) -> None:
+    error = make()
+    with pytest.raises(type(error)) as raised:
+        fail(error, permanent=True, policy=DiagnosisRetryPolicy())
+    assert [record.message for record in caplog.records] == str(error).splitlines()
+    # Airflow logs all others with a traceback, an AirflowException first of all.
+    assert isinstance(raised.value, SystemExit) and not isinstance(raised.value, AirflowException)
+    assert raised.value.code == 1 and raised.value.diagnosis is FOUND
+
+
+@pytest.mark.parametrize("make", ERRORS)
+def test_airflow_retries_no_permanent_error_also_with_a_policy_of_the_users(
+    make: Callable[[], DiagnosedError],
+) -> None:
+    error = make()
+    with pytest.raises(type(error)) as raised:
+        fail(error, permanent=True, policy=ExceptionRetryPolicy(rules=[]))
+    assert isinstance(raised.value, AirflowFailException) and raised.value.diagnosis is FOUND
+    with pytest.raises(SlurmJobFailed) as failed:
+        fail(SlurmJobFailed(SLURM, REPORT), permanent=False, policy=ExceptionRetryPolicy(rules=[]))
+    assert not isinstance(failed.value, AirflowFailException)
 
 
 def test_a_wrong_setting_is_logged_line_by_line_and_ends_the_task_as_an_exit_that_airflow_does_not_retry(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
+from llm_bridge.config.recipe_keys import KEYS
 from llm_bridge.pipeline.form import form
 
 FIELDS = form()
@@ -26,7 +27,6 @@ FIELDS = form()
     ],
 )
 def test_airflow_takes_values_as_the_form_and_the_command_line_send_them(name: str, value: Any) -> None:
-    assert FIELDS[name].value is None
     assert FIELDS[name].resolve(None) is None
     assert FIELDS[name].resolve(value) == value
 
@@ -47,6 +47,10 @@ def test_airflow_refuses_a_value_of_the_wrong_kind_or_beyond_its_limits(
 ) -> None:
     with pytest.raises(ParamValidationError, match=message):
         FIELDS[name].resolve(value)
+
+
+def test_all_fields_for_keys_of_the_recipe_are_empty_at_first() -> None:
+    assert [name for name in KEYS if form()[name].value is not None] == []
 
 
 def test_a_choice_can_be_taken_back() -> None:

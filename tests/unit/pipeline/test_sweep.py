@@ -60,7 +60,7 @@ def test_fields_for_keys_of_the_recipe_hold_for_all_runs_and_may_be_in_the_grid(
     )
     assert [each["conf"]["ppo.algorithm"] for each in found] == ["ppo", "grpo"]
     assert all(each["conf"]["data.max_rows"] == 32 and "evaluate.rows" not in each["conf"] for each in found)
-    with pytest.raises(ConfigError, match="sft.optim.lr is the field 'Learning rate' of section SFT"):
+    with pytest.raises(ConfigError, match=r"sft\.optim\.lr is the field 'Learning rate' of section SFT"):
         plan("sft.optim.lr = 1e-3, 1e-4", **{"sft.optim.lr": "1e-5"})
 
 
