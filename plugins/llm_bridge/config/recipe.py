@@ -69,8 +69,7 @@ class Ppo(TrainStage):
 
     init_from: Literal["sft", "base"] = "sft"
     reward: Annotated[Reward | None, BeforeValidator(read_reward)] = Field(
-        default=None,
-        description="a reward by its name, or with options; verl's own choice by the data's data_source when empty",
+        default=None, description="verl's own choice by the data's data_source when empty"
     )
     reward_trial: Trial = "refuse"
     algorithm: Algorithm = "ppo"

@@ -145,7 +145,9 @@ KEYS: dict[str, RecipeKey] = {
         RecipeKey("Data", "data.duplicates", "Duplicate rows"),
         RecipeKey("SFT", "sft.trainer.total_epochs", "Epochs", (), Count, "Passes over the data."),
         RecipeKey("SFT", "sft.optim.lr", "Learning rate", _LR, Rate, "The highest one of the schedule."),
-        RecipeKey("SFT", "sft.data.train_batch_size", "Batch size", (), Count, "Rows of a step, on all GPUs."),
+        RecipeKey(
+            "SFT", "sft.data.train_batch_size", "Batch size", (), Count, "Rows of a step, on all GPUs."
+        ),
         RecipeKey(
             *("SFT", "sft.data.micro_batch_size_per_gpu", "Micro batch size", (), Count),
             "Rows that a GPU processes at once: a divisor of its part of the batch. Lower it if memory runs out.",
@@ -163,7 +165,11 @@ KEYS: dict[str, RecipeKey] = {
         RecipeKey("SFT", "sft.tune", "Tuner"),
         RecipeKey("SFT", "sft.time_limit", "Time limit", _LIMITS),
         RecipeKey("RL", ALGORITHM, "Algorithm"),
-        RecipeKey("RL", "ppo.reward", "Reward", type=Text),
+        RecipeKey(
+            *("RL", "ppo.reward", "Reward"),
+            type=Text,
+            about="Name of a built-in one (gsm8k, math, exact_match) or of a file in include/rewards.",
+        ),
         RecipeKey("RL", "ppo.trainer.total_epochs", "Epochs", (), Count, "Passes over the prompts."),
         RecipeKey(
             *("RL", "ppo.trainer.total_training_steps", "Steps", (), Count), "The training ends after them."
@@ -179,7 +185,9 @@ KEYS: dict[str, RecipeKey] = {
             "Sampling temperature of the answers.",
         ),
         RecipeKey("RL", "ppo.data.max_prompt_length", "Maximum length of a prompt", (), Count, "In tokens."),
-        RecipeKey("RL", "ppo.data.max_response_length", "Maximum length of an answer", (), Count, "In tokens."),
+        RecipeKey(
+            "RL", "ppo.data.max_response_length", "Maximum length of an answer", (), Count, "In tokens."
+        ),
         RecipeKey(
             *("RL", f"{_ACTOR}.actor.kl_loss_coef", "KL coefficient in the loss"),
             *(("0.001", "0.01"), Coefficient),
@@ -267,8 +275,8 @@ def load_with(name: str, given: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
     unused = [field for field in values if field.startswith("data.")]
     if unused and changed.sft.data and changed.ppo.data:
         raise ConfigError(
-            f"the trigger form: {', '.join(unused)} would change nothing, because sft and ppo have data of their own in "
-            f"include/recipes/{name}.yaml: change it there"
+            f"the trigger form: {', '.join(unused)} would change nothing, because sft and ppo have data of their own "
+            f"in include/recipes/{name}.yaml: change it there"
         )
     return changed, changes
 

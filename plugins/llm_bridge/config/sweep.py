@@ -164,7 +164,9 @@ def _field_value(key: str, text: str) -> Any:
         read = KEYS[key].read(yaml.load(text, Loader=yaml.BaseLoader) if _is_list(key) else text)
     except ValidationError as error:
         raise ValueError("; ".join(messages(error))) from None
-    return str(read).lower() if isinstance(read, bool) else read  # as the form has it: a choice between two texts
+    return (
+        str(read).lower() if isinstance(read, bool) else read
+    )  # as the form has it: a choice between two texts
 
 
 def _split(text: str) -> Iterator[str]:

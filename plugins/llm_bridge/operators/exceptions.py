@@ -64,8 +64,8 @@ def logs_config_errors(method: Callable[Parameters, Result]) -> Callable[Paramet
 class DiagnosedError(Exception, SystemExit):
     """Error with a diagnosis, for :func:`fail`.
 
-    Airflow logs no traceback of it, as of :class:`LoggedConfigError`: it is no AirflowException, whose traceback Airflow
-    logs before it looks at anything else (``_run_task_and_map_outcome`` in airflow/sdk/execution_time/task_runner.py).
+    Airflow logs no traceback of it, as of :class:`LoggedConfigError`: it is no AirflowException, whose traceback is
+    logged before anything else is looked at (``_run_task_and_map_outcome`` in Airflow's task_runner.py).
 
     Attributes:
         diagnosis: Cause of the failure; None if there was no diagnosis.

@@ -180,7 +180,9 @@ def _recipe_field(key: RecipeKey) -> Param:
     if kind == "boolean":
         schema["enum"] = ["true", "false"]
     if options := schema.pop("enum", None):
-        texts = {"true": "yes", "false": "no"} if kind == "boolean" else {option: option for option in options}
+        texts = (
+            {"true": "yes", "false": "no"} if kind == "boolean" else {option: option for option in options}
+        )
         schema |= {"enum": [None, *options], "values_display": {"None": FROM_RECIPE, **texts}}
     elif kind == "number":
         schema |= {"type": ["null", "string", "number"], "pattern": NUMBER}
@@ -192,6 +194,6 @@ def _recipe_field(key: RecipeKey) -> Param:
         None,
         section=key.section,
         title=key.title,
-        description=f"{key.description} Recipe: `{key.name}`",
+        description=f"{key.description} Key: {key.name}",
         **schema,
     )

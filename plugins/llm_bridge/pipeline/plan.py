@@ -417,9 +417,7 @@ def _stages(form: Form, recipe: Recipe, start: Start | None) -> list[Stage]:
     return [stage for stage in STAGES if stage in wanted and stage not in skipped]
 
 
-def _load(
-    form: Form, given: dict[str, Any], cluster_name: str | None
-) -> tuple[Recipe, Cluster, list[str]]:
+def _load(form: Form, given: dict[str, Any], cluster_name: str | None) -> tuple[Recipe, Cluster, list[str]]:
     """Return recipe and cluster of a form, and what the form changes in the recipe.
 
     Args:

@@ -135,6 +135,18 @@ def records(session: Session, dag_id: str, run_id: str, *, with_curves: bool) ->
     return found
 
 
+def run_only(session: Session, dag_id: str, run_id: str) -> RunRecords | None:
+    """Return one run without its tasks, or None where there is no such run.
+
+    Args:
+        session: Session of Airflow's database.
+        dag_id: The DAG.
+        run_id: The run.
+    """
+    row = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    return None if row is None else _run(row)
+
+
 def _run(row: DagRun) -> RunRecords:
     return RunRecords(
         dag_id=row.dag_id,

@@ -53,6 +53,7 @@ def create_app() -> FastAPI:
     app.get("/runs")(page)
     app.get("/api/runs", dependencies=[Depends(READ_RUNS)])(runs)
     app.get("/api/runs/{dag_id}/{run_id}", dependencies=READ)(run)
+    app.get("/api/runs/{dag_id}/{run_id}/state", dependencies=READ)(state)
     app.get("/api/runs/{dag_id}/{run_id}/curves", dependencies=READ)(curves)
     return app
 
@@ -81,6 +82,12 @@ def run(dag_id: str, run_id: str, session: SessionDep) -> JSONResponse:
     return JSONResponse(view.run(_records(session, dag_id, run_id, with_curves=False)))
 
 
+def state(dag_id: str, run_id: str, session: SessionDep) -> JSONResponse:
+    """Return what changes when a run that has ended is cleared, by one query of one row."""
+    found = _found(database.run_only(session, dag_id, run_id), dag_id, run_id)
+    return JSONResponse({"state": found.state, "queued": found.queued, "ended": found.ended})
+
+
 def curves(dag_id: str, run_id: str, session: SessionDep, points: Points = 600) -> JSONResponse:
     """Return the curves of all attempts of one run.
 
@@ -95,7 +102,10 @@ def curves(dag_id: str, run_id: str, session: SessionDep, points: Points = 600) 
 
 
 def _records(session: Any, dag_id: str, run_id: str, *, with_curves: bool) -> database.RunRecords:
-    found = database.records(session, dag_id, run_id, with_curves=with_curves)
+    return _found(database.records(session, dag_id, run_id, with_curves=with_curves), dag_id, run_id)
+
+
+def _found(found: database.RunRecords | None, dag_id: str, run_id: str) -> database.RunRecords:
     if found is None:
         raise HTTPException(404, f"DAG {dag_id!r} has no run {run_id!r}")
     return found

@@ -90,6 +90,7 @@ def run(found: RunRecords, now: float | None = None) -> dict[str, Any]:
             stage: _mapping(_mapping(data).get("report"))
             for stage, data in _mapping(_result(found, ROWS["prepare"]).get("data")).items()
         },
+        "tuning": _tuning(found),
         "evaluation": _evaluation(found),
         "gate": _returned(found, "upload.gate"),
         "model": _result(found, ROWS["upload"]),
@@ -270,6 +271,22 @@ def _returned(found: RunRecords, task_id: str) -> dict[str, Any]:
 
 def _result(found: RunRecords, task_id: str) -> dict[str, Any]:
     return _mapping(_returned(found, task_id).get("result"))
+
+
+def _tuning(found: RunRecords) -> dict[str, Any] | None:
+    """Return what SFT's tuner measured (remote/node/verl/tuning.py); None where it did not run."""
+    tuning = _mapping(_result(found, ROWS["sft"]).get("tuning"))
+    if not tuning:
+        return None
+    measured = tuning.get("measured")
+    return {
+        "text": str(tuning.get("text") or ""),
+        "now": tuning.get("now"),
+        "best": tuning.get("best"),
+        "settings": _mapping(tuning.get("settings")),
+        "measured": [str(line) for line in measured] if isinstance(measured, list) else [],
+        "applied": bool(tuning.get("applied")),
+    }
 
 
 def _evaluation(found: RunRecords) -> dict[str, Any] | None:

@@ -91,7 +91,9 @@ def test_another_data_set_comes_without_configuration_and_splits_of_the_recipes(
 def test_data_that_no_training_uses_are_refused(include: Path) -> None:
     own = {"data": {"source": "a/b", "format": "chat"}}
     write(include, sft=own, ppo=own)
-    with pytest.raises(ConfigError, match=r"data\.max_rows would change nothing, because sft and ppo have data"):
+    with pytest.raises(
+        ConfigError, match=r"data\.max_rows would change nothing, because sft and ppo have data"
+    ):
         load("mine", data__max_rows=4)
 
 

@@ -357,12 +357,16 @@ def test_fields_for_keys_of_the_recipe_change_the_run_and_so_its_fingerprint() -
 
 
 def test_a_setting_stands_either_in_its_field_or_in_overrides() -> None:
-    with pytest.raises(ConfigError, match=r"line 1: sft\.optim\.lr is the field 'Learning rate' of section SFT"):
+    with pytest.raises(
+        ConfigError, match=r"line 1: sft\.optim\.lr is the field 'Learning rate' of section SFT"
+    ):
         plan(overrides="sft.optim.lr=1", **{"sft.optim.lr": "1e-4"})
 
 
 def test_a_field_that_does_not_exist_is_named_with_those_that_do() -> None:
-    with pytest.raises(ConfigError, match=r"sft\.optim\.le: no such field.* sft\.optim\.lr,.*lines of overrides"):
+    with pytest.raises(
+        ConfigError, match=r"sft\.optim\.le: no such field.* sft\.optim\.lr,.*lines of overrides"
+    ):
         plan(**{"sft.optim.le": "1e-4"})
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.ui.conftest import DAG, HOSTILE, RUN, STARTED
 
 RUN_PATH = f"/llm-bridge/api/runs/{DAG}/{quote(RUN)}"
-WITH_DATA = ("/llm-bridge/api/runs", RUN_PATH, f"{RUN_PATH}/curves")
+WITH_DATA = ("/llm-bridge/api/runs", RUN_PATH, f"{RUN_PATH}/curves", f"{RUN_PATH}/state")
 Client = Callable[[str | None], Any]
 
 
@@ -28,8 +28,9 @@ def test_a_user_who_may_not_read_the_dag_is_refused(client: Client, path: str) -
 def test_no_further_route_is_open() -> None:
     from llm_bridge.ui.routes import create_app
 
-    tested = {"/run", "/runs", "/static", "/api/runs", "/api/runs/{dag_id}/{run_id}"}
-    assert {route.path for route in create_app().routes} == tested | {"/api/runs/{dag_id}/{run_id}/curves"}
+    one = "/api/runs/{dag_id}/{run_id}"
+    tested = {"/run", "/runs", "/static", "/api/runs", one, f"{one}/curves", f"{one}/state"}
+    assert {route.path for route in create_app().routes} == tested
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_runs_no_inline_script(client: Client) -> None:
@@ -69,6 +70,12 @@ def test_a_viewer_gets_the_curves_of_all_attempts_the_ended_one_from_the_state_s
 
 def test_the_list_has_the_runs_of_readable_dags(client: Client) -> None:
     assert [run["run_id"] for run in client("viewer").get("/llm-bridge/api/runs").json()["runs"]] == [RUN]
+
+
+def test_the_state_of_a_run_is_what_its_page_has_of_it(client: Client) -> None:
+    run, state = (client("viewer").get(path).json() for path in (RUN_PATH, f"{RUN_PATH}/state"))
+    assert state == {name: run[name] for name in ("state", "queued", "ended")} and state["state"] == "running"
+    assert client("viewer").get(f"{RUN_PATH}x/state").status_code == 404
 
 
 def test_a_run_that_does_not_exist_is_not_found(client: Client) -> None:

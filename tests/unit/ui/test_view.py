@@ -8,6 +8,7 @@ import pytest
 
 from llm_bridge.monitoring import history
 from llm_bridge.monitoring.run_record import LIVE_XCOM
+from llm_bridge.remote.node.verl import tuning
 from llm_bridge.ui import view
 from llm_bridge.ui.database import RunRecords, TaskRecord
 
@@ -95,6 +96,22 @@ def test_values_that_are_not_what_they_should_be_show_nothing() -> None:
         task("prepare.run", "success", return_value="x", live="y"), task("check", "success", return_value=[1])
     )
     assert found["data"] == {} and found["attempts"] == [] and found["settings"] == {}
+
+
+def test_the_tuners_measurements_are_shown_as_far_as_they_are_there() -> None:
+    own = tuning.Candidate(False, 4, True, False)
+    fast = tuning.Measured(own._replace(size=8), 250.0)
+    report = tuning.advice(
+        tuning.Training(own, 8, 64, False, False), [tuning.Measured(own, 100.0), fast], None
+    )
+    found = run(
+        task("sft.train", "success", return_value={"result": {"tuning": {**report, "applied": True}}})
+    )
+    assert found["tuning"] == {**report, "applied": True}
+    assert found["tuning"]["settings"] == {tuning.MICRO: 8} and len(found["tuning"]["measured"]) == 2
+    assert run(task("sft.train", "success", return_value={"result": {}}))["tuning"] is None
+    odd = run(task("sft.train", "success", return_value={"result": {"tuning": {"text": "x", "measured": 3}}}))
+    assert odd["tuning"]["measured"] == [] and odd["tuning"]["settings"] == {}
 
 
 @pytest.mark.parametrize(("stages", "shown"), [(["sft", "ppo"], "grpo"), (["sft"], None)])

@@ -2,7 +2,8 @@
 // The run page. Every text comes from users, logs or models: it is set as textContent, never as HTML.
 
 const POLL_MS = 5000;
-const POLL_ENDED_MS = 60000;
+// Of a run that has ended only its state is asked for: it changes when the run is cleared.
+const POLL_ENDED_MS = 10000;
 const GROUPS = [
   ["Loss", /(^|\/)(loss|pg_loss|vf_loss|entropy(_loss)?)$/],
   ["Reward", /^(critic\/(score|rewards)|val-core|val-aux)\//],
@@ -371,6 +372,20 @@ function harnessTable(e) {
     rows.map(({ task, metric, values }) => [task, metric, ...models.map((name) => right(number(values[name])))]))];
 }
 
+// What SFT's tuner measured: the recipe's settings, the fastest ones, and what to write into the recipe for them.
+function tuningCard(run) {
+  const t = run.tuning;
+  if (!t) return null;
+  const speed = (value) => right(value == null ? "–" : Math.round(value).toLocaleString("en"));
+  const proposal = Object.entries(t.settings).map(([key, value]) => `${key}: ${value}`).join("\n");
+  return card(t.applied ? "SFT's tuner: trained with the fastest settings" : "SFT's tuner",
+    table(["", "Tokens/s", "Settings below sft.verl"], [
+      ["The recipe's", speed(t.now), "as in the recipe"],
+      ["Fastest that fit", speed(t.best), proposal ? el("div", {}, el("pre", {}, proposal), !t.applied && copyButton(proposal)) : "as in the recipe"]]),
+    el("p", { class: "quiet" }, t.text),
+    t.measured.length > 0 && el("details", {}, el("summary", {}, `${t.measured.length} measurement(s)`), t.measured.map((line) => el("pre", {}, line))));
+}
+
 function evaluationCard(run) {
   const e = run.evaluation;
   if (!e) return null;
@@ -416,9 +431,32 @@ function slots(...names) {
   };
 }
 
+// Ends early when the page becomes visible again.
+function pause(milliseconds) {
+  return new Promise((resolve) => {
+    const end = () => { clearTimeout(timer); document.removeEventListener("visibilitychange", seen); resolve(); };
+    const seen = () => { if (document.visibilityState === "visible") end(); };
+    const timer = setTimeout(end, milliseconds);
+    document.addEventListener("visibilitychange", seen);
+  });
+}
+
+// Returns when the state of a run that has ended is another one, or cannot be read.
+async function changed(path, { state, queued, ended }) {
+  const known = JSON.stringify([state, queued, ended]);
+  for (;;) {
+    await pause(POLL_ENDED_MS);
+    if (document.visibilityState !== "visible") continue;
+    try {
+      const now = await get(`${path}/state`);
+      if (JSON.stringify([now.state, now.queued, now.ended]) !== known) return;
+    } catch { return; }
+  }
+}
+
 async function showRun(dag, run) {
   const path = `api/runs/${encodeURIComponent(dag)}/${encodeURIComponent(run)}`;
-  const put = slots("head", "now", "failures", "gantt", "attempts", "curves", "evaluation", "data", "more");
+  const put = slots("head", "now", "failures", "gantt", "attempts", "curves", "tuning", "evaluation", "data", "more");
   const area = main.querySelector('[data-slot="curves"]');
   let seen = null;
   for (;;) {
@@ -426,11 +464,12 @@ async function showRun(dag, run) {
     if (document.visibilityState === "visible") {
       try {
         const found = await get(path);
-        const { data, evaluation, gate, tasks, attempts, ...rest } = found;
+        const { data, evaluation, gate, tuning, tasks, attempts, ...rest } = found;
         put("head", rest, () => head(found));
         put("now", [attempts, tasks, found.now], () => activity(found));
         put("failures", [attempts, tasks], () => failures(found));
         put("gantt", [attempts, found.now], () => gantt(found));
+        put("tuning", tuning, () => tuningCard(found));
         put("evaluation", [evaluation, gate], () => evaluationCard(found));
         put("attempts", attempts, () => attemptsCard(found));
         put("data", data, () => dataCard(found));
@@ -442,14 +481,14 @@ async function showRun(dag, run) {
           seen = stamp;
         }
         problem.hidden = true;
-        if (["success", "failed"].includes(found.state)) wait = POLL_ENDED_MS;
+        if (["success", "failed"].includes(found.state)) { await changed(path, found); continue; }
       } catch (error) {
         problem.textContent = error.message;
         problem.hidden = false;
         wait = 15000;
       }
     }
-    await new Promise((resolve) => setTimeout(resolve, wait));
+    await pause(wait);
   }
 }
 
