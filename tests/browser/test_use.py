@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -108,8 +108,10 @@ def send(page: Page, dialog: Locator) -> Any:
     return sent.value
 
 
-def start(page: Page, stack: Any, name: str, overrides: str, stages: Sequence[str] = ()) -> str:
-    """Start a run by the form and return its id."""
+def start(
+    page: Page, stack: Any, name: str, overrides: str, stages: Sequence[str] = (), sft: Mapping[str, str] = {}
+) -> str:
+    """Start a run by the form and return its id; ``sft`` are fields of that section, which are typed."""
     dialog = form(page, stack)
     dialog.locator("#element_run_name").fill(name)
     if stages:
@@ -118,6 +120,10 @@ def start(page: Page, stack: Any, name: str, overrides: str, stages: Sequence[st
             box = dialog.locator("#element_stages").get_by_role("combobox")
             box.press_sequentially(stage)
             box.press("Enter")
+    if sft:
+        section(dialog, "SFT")
+        for field, value in sft.items():
+            dialog.locator(f"[name='element_{field}']").press_sequentially(value)
     section(dialog, "Settings of verl")
     dialog.locator("#element_overrides").fill(overrides)
     answer = send(page, dialog)
@@ -169,11 +175,12 @@ def test_the_form_has_titles_sections_and_the_recipe_of_this_airflow(
     assert RECIPE in dialog.locator("#element_recipe").inner_text()
     assert dialog.locator("input[name=element_recipe]").input_value() == RECIPE
     said = dialog.inner_text()
-    for title in ("Recipe", "Cluster", "Run name", "Model", "Allocation", "Stages", "Settings of verl"):
+    sections = ("Model", "Data", "SFT", "RL", "Evaluation", "Publishing", "Allocation", "Stages")
+    for title in ("Recipe", "Cluster", "Run name", *sections, "Settings of verl"):
         assert title in said
     # No field shows its name in place of a title.
     labels = dialog.locator("label[data-part=label]").all_inner_texts()
-    assert [label for label in labels if re.fullmatch(r"[a-z_]+", label.strip())] == []
+    assert [label for label in labels if re.fullmatch(r"[a-z_.]+", label.strip())] == []
 
     def open_form(page: Page) -> None:
         page.get_by_role("button", name="Trigger").first.click()
@@ -228,6 +235,8 @@ def test_a_cancelled_ppo_shows_its_diagnosis(
     said.wait_for(timeout=TRAINING_SECONDS * 1000)
     assert job in said.inner_text() and "cancelled" in said.inner_text()
     assert stack.api.wait(DAG, first, TRAINING_SECONDS) == "failed"
+    log = stack.log(DAG, first, "ppo.wait")
+    assert "Next: " in log and "error_detail" not in log, "a traceback of Airflow's"
     said = page.locator(".diagnosis", has_text="ppo.wait").first
     assert "What to do:" in said.inner_text() and "Next:" in said.inner_text()
     page.locator('[data-slot="head"] .badge', has_text="failed").wait_for()
@@ -238,7 +247,7 @@ def test_the_cleared_run_recovers_and_keeps_the_failed_attempt_on_its_page(
     first: str, page: Page, stack: Any, open_page: Callable[..., Page]
 ) -> None:
     clear_failed(open_page(), stack, first)
-    page.reload()
+    # The page follows the run again by itself.
     page.locator('[data-slot="head"] .badge', has_text=re.compile("queued|running")).wait_for()
     assert stack.api.wait(DAG, first, TRAINING_SECONDS) == "success"
     page.locator('[data-slot="head"] .badge', has_text="success").wait_for()
@@ -309,7 +318,7 @@ def test_a_link_to_a_task_shows_its_log_in_airflow(first: str, page: Page, stack
 
 
 def test_two_runs_are_compared(first: str, page: Page, stack: Any, open_page: Callable[..., Page]) -> None:
-    second = start(page, stack, "second", f"{EPOCH}\nsft.optim.lr=1e-3", stages=("prepare", "sft"))
+    second = start(page, stack, "second", EPOCH, stages=("prepare", "sft"), sft={"sft.optim.lr": "1e-3"})
     assert stack.api.wait(DAG, second, TRAINING_SECONDS) == "success"
     page.goto(f"{stack.airflow.url}/llm-bridge/runs")
     button = page.get_by_role("button", name="Compare the selected runs")

@@ -264,6 +264,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "batch": ({"nodes": 9}, "8 answers, which cannot be divided among the 9 replicas of the model"),
     "override": ({"overrides": "ppo.trainer.nnodes=3"}, "line 1 .*trainer.nnodes is set by llm-bridge"),
+    "field": ({"data.source": "x"}, r"data\.source \(Data, Data set\): must be OWNER/NAME on the Hub"),
     "partition": ({"cluster": "wrong_partition"}, r"Slurm has no partition 'nope'\. Choose from"),
     "token": ({"cluster": "wrong_token"}, "the Hub .* refuses the token"),
     "start": ({"start_stage": "ppo", "start_from": "no_run"}, "the cluster has no run no_run in"),
@@ -294,7 +295,8 @@ def test_what_cannot_work_fails_in_the_check_before_anything_is_submitted(
 
 
 @pytest.mark.parametrize(
-    "conf", [{"recipe": "nope"}, {"cluster": "nope"}, {"nodes": 0}, {"stages": ["evil"]}]
+    "conf",
+    [{"recipe": "nope"}, {"cluster": "nope"}, {"nodes": 0}, {"stages": ["evil"]}, {"sft.optim.lr": "evil"}],
 )
 def test_what_the_form_does_not_offer_is_refused_by_the_api(stack: Any, conf: dict[str, Any]) -> None:
     with pytest.raises(ApiError, match="400"):

@@ -116,6 +116,9 @@ def test_a_hang_causes_one_alert_if_it_is_retried_and_one_failure_alert_if_no_re
     assert [alert["occasion"] for _, alert in posts] == ["hang", "failure"]
     assert [alert["facts"]["Try"] for _, alert in posts] == ["1 of 2", "2 of 2"]
     assert all("gpu95: stuck" in alert["lines"] for _, alert in posts)
+    # A failed job is its diagnosis, without a traceback.
+    logs = [file.read_text() for file in airflow.task_logs("hanging", "one", "hang")]
+    assert logs and not any("error_detail" in text or "Traceback" in text for text in logs)
 
 
 def test_a_wrong_input_is_one_error_a_line_without_a_traceback_or_a_retry_and_one_alert(
