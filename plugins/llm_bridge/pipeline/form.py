@@ -34,9 +34,9 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             description="Model, data and settings of the training: a file in include/recipes.",
         ),
         "cluster": Param(
-            "",
-            enum=["", *clusters],
-            values_display={"": "(from the recipe)", **clusters},
+            None,
+            enum=[None, *clusters],
+            values_display={"None": FROM_RECIPE, **clusters},
             title="Cluster",
             description=(
                 "Slurm cluster to train on: a file in include/clusters. Empty: from the recipe; if that names several, "
@@ -79,10 +79,10 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             description="Number of nodes for SFT, and the same for PPO. Empty: from the recipe.",
         ),
         "allocation": Param(
-            "",
-            enum=["", *get_args(Allocation)],
+            None,
+            enum=[None, *get_args(Allocation)],
             values_display={
-                "": "(from the recipe)",
+                "None": FROM_RECIPE,
                 "per_stage": "per_stage: a Slurm job for SFT, then another for PPO",
                 "queue_ahead": "queue_ahead: PPO's job is queued while SFT runs",
                 "shared": "shared: one Slurm job for SFT and PPO",
@@ -119,10 +119,10 @@ def form(recipe: str | None = None) -> dict[str, Param]:
             ),
         ),
         "start_stage": Param(
-            "",
-            enum=["", *get_args(StartStage)],
+            None,
+            enum=[None, *get_args(StartStage)],
             values_display={
-                "": "(the first one)",
+                "None": "(the first one)",
                 "ppo": "ppo: from a model, or after SFT of another run",
                 "merge": "merge: from checkpoints of RL, or after PPO of another run",
                 "evaluate": "evaluate: a model, or that of another run",

@@ -166,7 +166,7 @@ def test_the_form_offers_recipes_clusters_and_stages(dags: dict[str, Any]) -> No
     ]
     shown = params.get_param("recipe").schema["values_display"]["tiny_cpu"]
     assert shown == "tiny_cpu: Tiny Llama on CPUs, for the local demo cluster"
-    assert params.get_param("allocation").schema["enum"] == ["", "per_stage", "queue_ahead", "shared"]
+    assert params.get_param("allocation").schema["enum"] == [None, "per_stage", "queue_ahead", "shared"]
 
 
 def test_nightly_runs_follow_the_recipes_schedule_one_at_a_time_and_start_paused(
