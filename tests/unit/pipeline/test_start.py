@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llm_bridge.pipeline.plan import Plan, make_plan
 from llm_bridge.pipeline.publication import card
 from llm_bridge.pipeline.stages import evaluate, merge, ppo, prepare, upload
 from llm_bridge.pipeline.unchanged import fingerprint_of
+from llm_bridge.remote.node.hub.upload import read_settings
 from llm_bridge.slurm import fingerprint
 
 RUN = ("post_training", "manual__2")
@@ -101,6 +103,21 @@ def test_a_model_that_a_run_made_is_an_input_so_that_keep_runs_leaves_it() -> No
     for model, made_by in (("sft/model", "sft/merge"), ("merge/model", "merge")):
         job = ppo(plan("ppo", f"{workspace}/dag/run/{model}"))
         assert job.output and f"{workspace}/dag/run/{made_by}" in job.output.inputs
+
+
+@pytest.mark.parametrize(
+    ("stage", "source"), [(None, None), ("merge", "/runs/old/ppo/checkpoints"), ("upload", "/models/mine")]
+)
+def test_the_uploader_takes_the_settings_of_a_run_whatever_it_starts_from(
+    tmp_path: Path, include: Path, stage: str | None, source: str | None
+) -> None:
+    change(include, publish={})
+    made = plan(stage, source)
+    if made.start:  # as check has found it
+        made = made.model_copy(update={"start": made.start.model_copy(update={"id": "abc"})})
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(upload(made).settings))
+    assert read_settings(file).started_from == ("abc" if stage else None)
 
 
 def test_checkpoints_are_merged_from_their_own_directory() -> None:

@@ -94,6 +94,8 @@ class Settings:
         keep_published: Number of newest nightly tags to keep; None for all. From settings.json only.
         better_than_published: True to upload only a model that is certainly better than the one on the Hub at that
             time; needs ``card``. From settings.json only.
+        started_from: Identity of the model or the checkpoints that the run started from: with others at the same path
+            the upload is another one. From settings.json only.
         hf_token: The token itself; from the command line only.
     """
 
@@ -111,6 +113,7 @@ class Settings:
     tags: list[str] | None = None
     keep_published: int | None = None
     better_than_published: bool = False
+    started_from: str | None = None
     hf_token: str | None = None
 
 
@@ -170,7 +173,16 @@ def read_settings(path: Path) -> Settings:
     Raises:
         BadInput: The file cannot be read, a key is unknown or missing, or a value has the wrong type.
     """
-    texts = ("model_dir", "repo_id", "revision", "token_file", "result", "endpoint", "commit_message")
+    texts = (
+        "model_dir",
+        "repo_id",
+        "revision",
+        "token_file",
+        "result",
+        "endpoint",
+        "commit_message",
+        "started_from",
+    )
     types = {**dict.fromkeys(texts, str), "private": bool, "delete_token_file": bool, "pull_request": bool}
     types |= {"card": dict, "tags": list, "keep_published": int, "better_than_published": bool}
     try:
