@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import ParamValidationError
 from llm_bridge.config.recipe_keys import KEYS
 from llm_bridge.pipeline.form import form
 
-FIELDS = form()
+CHOICES = [name for name, field in form().items() if name != "recipe" and field.schema.get("enum")]
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,9 @@ FIELDS = form()
     ],
 )
 def test_airflow_takes_values_as_the_form_and_the_command_line_send_them(name: str, value: Any) -> None:
-    assert FIELDS[name].resolve(None) is None
-    assert FIELDS[name].resolve(value) == value
+    field = form()[name]
+    assert field.value is None
+    assert field.resolve(value) == value
 
 
 @pytest.mark.parametrize(
@@ -46,18 +47,16 @@ def test_airflow_refuses_a_value_of_the_wrong_kind_or_beyond_its_limits(
     name: str, value: Any, message: str
 ) -> None:
     with pytest.raises(ParamValidationError, match=message):
-        FIELDS[name].resolve(value)
+        form()[name].resolve(value)
 
 
 def test_all_fields_for_keys_of_the_recipe_are_empty_at_first() -> None:
     assert [name for name in KEYS if form()[name].value is not None] == []
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in FIELDS if name != "recipe" and FIELDS[name].schema.get("enum")]
-)
+@pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_can_be_taken_back(name: str) -> None:
     # Airflow's button for that sends null.
-    schema = FIELDS[name].schema
+    schema = form()[name].schema
     assert schema["enum"][0] is None and schema["values_display"]["None"].startswith("(")
-    assert FIELDS[name].resolve(None) is None
+    assert form()[name].resolve(None) is None
