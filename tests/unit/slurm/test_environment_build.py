@@ -134,7 +134,7 @@ def test_uv_builds_in_place_and_the_link_is_set_last(tmp_path: Path, programs: P
     assert (record["hash"], record["python"], record["tool"]) == (wanted.hash, "3.11", "uv 9.9")
     where, install = (
         f"{Path(wanted.target).parent}/.uv-python: ",
-        f"pip install --python {wanted.place}/bin/python",
+        f"pip install --compile-bytecode --python {wanted.place}/bin/python",
     )
     options = "--no-index --find-links /my wheels"
     assert (tmp_path / "calls").read_text().splitlines() == [
