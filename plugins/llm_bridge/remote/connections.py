@@ -1,4 +1,4 @@
-"""Read Airflow connections. Below the triggers only this module and ``transport`` use Airflow."""
+"""Read Airflow connections. Below the triggers only this module uses Airflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
-from llm_bridge.exceptions import ConfigError
+from llm_bridge.exceptions import ConfigError, NoConnection
+from llm_bridge.remote.login_settings import LoginSettings
 
 
 def connection(conn_id: str, kind: str = "") -> Any:
@@ -30,6 +31,26 @@ def connection(conn_id: str, kind: str = "") -> Any:
             f"Airflow has no connection {conn_id!r}: create it ({create}), or correct the name where it is set "
             "(cluster file or DAG)"
         ) from None
+
+
+async def login_settings(conn_id: str) -> LoginSettings:
+    """Return the values of the Airflow connection to a login node.
+
+    Raises:
+        NoConnection: There is no connection with that id.
+    """
+    # Imported here because a DAG file, which never connects, reads this module, too.
+    from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+
+    try:
+        found = await get_async_connection(conn_id)
+    except AirflowNotFoundException:
+        raise NoConnection(
+            f"Airflow has no connection {conn_id!r}: create it (Admin > Connections, type SSH) or set "
+            "ssh_conn_id in the cluster file to one that exists"
+        ) from None
+    extra = dict(await get_async_extra_dejson(found))
+    return LoginSettings(conn_id, found.host, found.port, found.login, found.password, extra)
 
 
 def secret(conn_id: str) -> str:

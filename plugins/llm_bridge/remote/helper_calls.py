@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
-from typing import Any
+from typing import Any, Protocol
 
 from llm_bridge.exceptions import LoginNodeUnreachable
 from llm_bridge.remote import helpers
@@ -20,23 +21,8 @@ from llm_bridge.remote.transport import (
 )
 
 
-class HelperCalls:
-    """Calls of helpers by one connection and one Python, several at a time.
-
-    Args:
-        transport: Connection to the login node.
-        python: Absolute path of the login node's Python.
-    """
-
-    def __init__(self, transport: Transport, python: str) -> None:
-        self._transport = transport
-        self._argv = helpers.argv(python)
-        self._numbers = itertools.count(1)
-        self._at_once = asyncio.Semaphore(SERVED_AT_ONCE)
-        self._serving: asyncio.Task[None] | None = None
-        self._started: asyncio.Future[Session]
-        self._waiting: dict[int, asyncio.Future[HelperAnswer]] = {}
-        self._sent: set[str] = set()
+class Calls(Protocol):
+    """Calls of helpers by one connection."""
 
     async def call(self, helper: str, request: dict[str, Any], timeout: float) -> Any:
         """Return a helper's answer.
@@ -52,53 +38,139 @@ class HelperCalls:
             LoginNodeUnreachable: There is no connection, it broke, or the helper gave no answer within the timeout; the
                 helper may nevertheless have done its work.
         """
-        async with self._at_once:
-            number = next(self._numbers)
-            answer = self._waiting[number] = asyncio.get_running_loop().create_future()
-            try:
-                session = await self._opened()
-                new = {name: text for name, text in helpers.modules(helper).items() if name not in self._sent}
-                self._sent.update(new)
-                call = HelperCall(number, helper, request, new)
-                async with asyncio.timeout(timeout):
-                    await session.post(json.dumps(encode(call)).encode())
-                    answered = await answer
-            except TimeoutError:
-                await self.close()  # it hangs: the next call starts another process
-                raise LoginNodeUnreachable(
-                    f"the helper `{helper}` gave no answer within {timeout:.0f} s on the login node"
-                ) from None
-            finally:
-                self._waiting.pop(number, None)
+
+    async def close(self) -> None:
+        """End the process; calls that wait for an answer fail."""
+
+
+class HelperCalls:
+    """Calls of helpers by one connection and one Python, several at a time.
+
+    A call without an answer retires its process: the other calls get their answers, further calls start another one.
+
+    Args:
+        transport: Connection to the login node.
+        python: Absolute path of the login node's Python.
+    """
+
+    def __init__(self, transport: Transport, python: str) -> None:
+        self._transport = transport
+        self._argv = helpers.argv(python)
+        self._newest: _Process | None = None
+        self._processes: set[_Process] = set()
+
+    async def call(self, helper: str, request: dict[str, Any], timeout: float) -> Any:
+        """Return a helper's answer; see :meth:`Calls.call`."""
+        process = await self._process_with_a_slot()
+        number, answer = process.expect()
+        try:
+            session = await asyncio.shield(process.started)
+        except BaseException:
+            answer.cancel()
+            raise
+        new = {name: text for name, text in helpers.modules(helper).items() if name not in process.sent}
+        process.sent.update(new)
+        line = json.dumps(encode(HelperCall(number, helper, request, new))).encode()
+        late = LoginNodeUnreachable(
+            f"the helper `{helper}` gave no answer within {timeout:.0f} s on the login node"
+        )
+        # From here on the call has a slot until its end, although its caller may be cancelled.
+        limit = asyncio.get_running_loop().call_later(timeout, process.give_up, answer, late)
+        answer.add_done_callback(lambda _: limit.cancel())
+        posting = asyncio.create_task(session.post(line))
+        posting.add_done_callback(functools.partial(_fail, answer))
+        answered = await asyncio.shield(answer)
         if answered.error:
+            process.sent.difference_update(new)  # one of them may be what failed
             raise CommandFailed([helper], Completed(1, "", answered.error))
         return answered.answer
 
     async def close(self) -> None:
-        """End the process; calls that wait for an answer fail."""
-        if self._serving:
-            self._serving.cancel()
-            await asyncio.wait({self._serving})
+        """End the processes; calls that wait for an answer fail."""
+        serving = {process.serving for process in self._processes}
+        for task in serving:
+            task.cancel()
+        if serving:
+            await asyncio.wait(serving)
 
-    async def _opened(self) -> Session:
-        if self._serving is None:
-            self._started = asyncio.get_running_loop().create_future()
-            self._serving = asyncio.create_task(self._serve(self._started))
-        return await asyncio.shield(self._started)
+    async def _process_with_a_slot(self) -> _Process:
+        while True:
+            process = self._newest
+            if process is None or process.retired:
+                process = self._newest = _Process(self._transport, self._argv)
+                self._processes.add(process)
+                process.serving.add_done_callback(
+                    functools.partial(lambda ended, _: self._processes.discard(ended), process)
+                )
+            await process.slots.acquire()
+            if not process.retired:
+                return process
 
-    async def _serve(self, started: asyncio.Future[Session]) -> None:
+
+class _Process:
+    """One process on the login node, and the calls that wait for its answers.
+
+    Attributes:
+        slots: As many as the process works on calls at the same time.
+        started: Its session, or the reason why there is none.
+        sent: Names of the modules that it has.
+        retired: It gets no further calls.
+        serving: Reads its answers, until it ends.
+    """
+
+    def __init__(self, transport: Transport, argv: list[str]) -> None:
+        self.slots = asyncio.Semaphore(SERVED_AT_ONCE)
+        self.started: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        self.sent: set[str] = set()
+        self.retired = False
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[HelperAnswer]] = {}
+        self.serving = asyncio.create_task(self._serve(transport, argv))
+
+    def expect(self) -> tuple[int, asyncio.Future[HelperAnswer]]:
+        """Return the number of a new call, which has taken a slot, and its answer, which frees the slot."""
+        number = next(self._numbers)
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._answered(number, answer))
+        return number, answer
+
+    def give_up(self, answer: asyncio.Future[HelperAnswer], error: Exception) -> None:
+        """Fail a call that gets no answer. It still takes a thread of the process, which may hang as a whole."""
+        if not answer.done():
+            answer.set_exception(error)
+        self._retire()
+
+    def _answered(self, number: int, answer: asyncio.Future[HelperAnswer]) -> None:
+        del self._waiting[number]
+        self.slots.release()
+        if not answer.cancelled():
+            answer.exception()  # retrieved: the caller may have been cancelled
+        if self.retired:
+            self._end_if_unused()
+
+    def _retire(self) -> None:
+        self.retired = True
+        for _ in range(SERVED_AT_ONCE):  # whoever waits for a slot looks for another process
+            self.slots.release()
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if not self._waiting:
+            self.serving.cancel()
+
+    async def _serve(self, transport: Transport, argv: list[str]) -> None:
         """Start the process and give its answers to the calls that wait for them, until the connection breaks."""
         error: Exception = LoginNodeUnreachable("the helpers on the login node were ended")
         try:
-            async with self._transport.session(self._argv) as session:
-                session.send(helpers.first_line("serve", {}).rstrip())
+            async with transport.session(argv) as session:
                 try:
+                    session.send(helpers.first_line("serve", {}).rstrip())
                     async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                         await session.receive()
                 except (LoginNodeUnreachable, TimeoutError) as ended:
                     raise NotStarted(f"the helpers' process does not start: {ended}") from ended
-                self._sent = set(helpers.modules("serve"))
-                started.set_result(session)
+                self.sent = set(helpers.modules("serve"))
+                self.started.set_result(session)
                 while True:
                     answered: HelperAnswer = decode(HelperAnswer, json.loads(await session.receive()))
                     if (call := self._waiting.get(answered.id)) and not call.done():
@@ -106,9 +178,15 @@ class HelperCalls:
         except Exception as caught:  # each call that waits raises it
             error = caught
         finally:
-            self._serving = None
-            futures: list[asyncio.Future[Any]] = [started, *self._waiting.values()]
+            futures: list[asyncio.Future[Any]] = [self.started, *self._waiting.values()]
             for future in futures:
                 if not future.done():
                     future.set_exception(error)
-                    future.exception()  # a call that was cancelled does not retrieve it
+                    future.exception()  # retrieved: nobody may wait for it
+            self._retire()
+
+
+def _fail(answer: asyncio.Future[HelperAnswer], posted: asyncio.Task[None]) -> None:
+    """Fail a call whose line could not be sent."""
+    if not posted.cancelled() and (error := posted.exception()) and not answer.done():
+        answer.set_exception(error)

@@ -10,6 +10,8 @@ from typing import Any
 
 import asyncssh
 
+KEEPALIVE_SECONDS = 30
+
 
 def scan(connection: Any) -> str:
     """Return the ssh-keyscan command for a connection's login node, for messages.
@@ -98,6 +100,43 @@ def problems(connection: Any) -> list[str]:
             host_keys(str(extra["host_key"]))
         except ValueError as error:
             found.append(f"its extra 'host_key' cannot be used, {error}: {host_key_form(connection)}")
+    return found
+
+
+def options(connection: Any) -> dict[str, Any]:
+    """Return the arguments of ``asyncssh.connect`` for a connection without :func:`problems`.
+
+    asyncssh also reads ``~/.ssh/config``, which is the place for ``ProxyJump``.
+
+    Args:
+        connection: The Airflow connection.
+
+    Raises:
+        ValueError: The private key cannot be read (asyncssh.KeyImportError).
+    """
+    extra = connection.extra_dejson
+    found: dict[str, Any] = {
+        "host": connection.host,
+        "port": connection.port or 22,
+        "username": connection.login,
+        "password": connection.password,
+        # Against firewalls that drop connections without traffic.
+        "keepalive_interval": KEEPALIVE_SECONDS,
+    }
+    passphrase = extra.get("passphrase") or extra.get("private_key_passphrase")
+    if passphrase:
+        found["passphrase"] = passphrase
+    if extra.get("private_key"):
+        found["client_keys"] = [asyncssh.import_private_key(extra["private_key"], passphrase)]
+    elif extra.get("key_file"):
+        found["client_keys"] = extra["key_file"]
+    known = os.path.expanduser(str(extra.get("known_hosts") or "~/.ssh/known_hosts"))
+    if "host_key" in extra:
+        # Of any host, because this connection has only one: ~/.ssh/config may give it another name.
+        keys = host_keys(str(extra["host_key"]))
+        found["known_hosts"] = b"".join(b"* " + key.export_public_key() for key in keys)
+    elif extra.get("known_hosts") or os.path.isfile(known):
+        found["known_hosts"] = known
     return found
 
 

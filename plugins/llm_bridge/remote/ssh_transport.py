@@ -1,20 +1,17 @@
 """SSH connection to a cluster's login node.
 
-Apart from ``transport``, because asyncssh and the ssh provider take most of a second to import, which a DAG file must
-not cost.
+Apart from ``transport``, because asyncssh takes a while to import, which neither a DAG file nor a task must cost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import asyncssh
-from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.ssh.hooks.ssh import SSHHookAsync
-from airflow.sdk.exceptions import AirflowNotFoundException
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
 from llm_bridge.exceptions import (
@@ -22,9 +19,9 @@ from llm_bridge.exceptions import (
     HostKeyNotTrusted,
     LoginDenied,
     LoginNodeUnreachable,
-    NoConnection,
 )
 from llm_bridge.remote import handshakes, ssh_settings
+from llm_bridge.remote.login_settings import LoginSettings
 from llm_bridge.remote.transport import (
     CONNECT_TIMEOUT_SECONDS,
     CleanCommand,
@@ -38,6 +35,8 @@ from llm_bridge.remote.transport import (
 MAX_CHANNELS = 8
 # Exceptions of a connection that broke.
 BROKEN = (asyncssh.Error, OSError)
+
+log = logging.getLogger(__name__)
 
 # At INFO asyncssh logs every command and channel to the task's log.
 asyncssh.set_log_level("WARNING")
@@ -69,50 +68,66 @@ async def _start(
     return await connection.create_process(command, encoding=None, stderr=stderr)
 
 
-class _StrictHook(SSHHookAsync):
-    """The provider's hook, which reads the extra ``host_key`` in all its forms."""
+@dataclass(eq=False)
+class _Line:
+    """A connection, and the number of its channels that are in use."""
 
-    def _parse_extras(self, conn: Any) -> None:
-        super()._parse_extras(conn)
-        if "host_key" in conn.extra_dejson:
-            # Of any host, because this connection has only one: ~/.ssh/config may give it another name.
-            keys = ssh_settings.host_keys(str(conn.extra_dejson["host_key"]))
-            self.known_hosts = b"".join(b"* " + key.export_public_key() for key in keys)
+    connection: asyncssh.SSHClientConnection
+    channels: int = 0
 
 
 class SshTransport:
     """One SSH connection, opened at its first use and again after it is lost, with at most 8 concurrent channels.
 
-    The provider's hook makes asyncssh send a keepalive every 30 s, and reads ``~/.ssh/config``, which is the place for
-    ``ProxyJump``.
+    A site that allows fewer (``MaxSessions`` of its sshd) gets as many connections as 8 channels take.
 
     Args:
         conn_id: Airflow connection of type SSH.
         slurm_bin: Directory of Slurm's commands on the login node; empty for those in PATH.
+        settings: Values of the connection; None to read them from Airflow when they are needed.
     """
 
-    def __init__(self, conn_id: str, slurm_bin: str = "") -> None:
+    def __init__(self, conn_id: str, slurm_bin: str = "", settings: LoginSettings | None = None) -> None:
         self.conn_id = conn_id
+        self._settings = settings
         self._wrap = CleanCommand(repr(conn_id), slurm_bin, new_marker())
-        self._connection: asyncssh.SSHClientConnection | None = None
-        self._opening = asyncio.Lock()
+        self._lines: list[_Line] = []
+        self._opening: asyncio.Task[asyncssh.SSHClientConnection] | None = None
         self._channels = asyncio.Semaphore(MAX_CHANNELS)
+        self._channels_per_line = MAX_CHANNELS
 
     @asynccontextmanager
     async def _process(
-        self, connection: asyncssh.SSHClientConnection, argv: Sequence[str]
+        self, line: _Line, argv: Sequence[str], stderr: int
     ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        process = await _start(connection, self._wrap.command_line(argv), asyncssh.PIPE)
+        """Start a command in a channel of a connection, or of another one if sshd refuses the channel."""
         try:
-            yield process
+            while True:
+                try:
+                    process = await _start(line.connection, self._wrap.command_line(argv), stderr)
+                    break
+                except asyncssh.ChannelOpenError:
+                    if line.channels == 1:
+                        raise
+                    self._channels_per_line = line.channels - 1
+                    log.info(
+                        "sshd of %r refuses more than %d session(s) of a connection (MaxSessions): opening another one",
+                        self.conn_id, self._channels_per_line,
+                    )  # fmt: skip
+                    other = await self._free_line()
+                    line.channels -= 1
+                    line = other
+            try:
+                yield process
+            finally:
+                process.close()
         finally:
-            process.close()
+            line.channels -= 1
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
         """Run a command; see :meth:`Transport.run`."""
         async with self._channels:
-            connection = await self._connected()
-            process = self._process(connection, argv)
+            process = self._process(await self._free_line(), argv, asyncssh.PIPE)
             try:
                 code, out, err = await self._wrap.run(process, argv[0], stdin, timeout)
             except LoginNodeUnreachable:
@@ -121,8 +136,7 @@ class SshTransport:
                 raise LoginNodeUnreachable(
                     f"the SSH connection {self.conn_id!r} broke while running `{argv[0]}`: {error}"
                 ) from error
-        # None: the session ended without an exit status, for example because sshd was killed. The provider's own
-        # run_command returns 0 then.
+        # None: the session ended without an exit status, for example because sshd was killed.
         if code is None or code < 0:
             raise LoginNodeUnreachable(f"the SSH session {self.conn_id!r} ended in the middle of `{argv[0]}`")
         return Completed(code, out, err)
@@ -130,54 +144,67 @@ class SshTransport:
     @asynccontextmanager
     async def session(self, argv: Sequence[str]) -> AsyncIterator[Session]:
         """Start a program that answers requests; see :meth:`Transport.session`."""
-        async with self._channels:
-            connection = await self._connected()
+        async with self._channels, AsyncExitStack() as stack:
+            line = await self._free_line()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                    process = await _start(connection, self._wrap.command_line(argv), asyncssh.DEVNULL)
+                    process = await stack.enter_async_context(self._process(line, argv, asyncssh.DEVNULL))
             except (*BROKEN, TimeoutError) as error:
+                if isinstance(error, LoginNodeUnreachable):
+                    raise
                 raise LoginNodeUnreachable(
                     f"the SSH connection {self.conn_id!r} broke while starting `{argv[0]}`: {error}"
                 ) from error
-            try:
-                yield await started(self._wrap, process.stdin, process.stdout, BROKEN)
-            finally:
-                process.close()
+            yield await started(self._wrap, process.stdin, process.stdout, BROKEN)
 
     async def close(self) -> None:
         """Close the connection."""
-        if self._connection:
-            self._connection.close()
-            await self._connection.wait_closed()
-            self._connection = None
+        if self._opening:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        lines, self._lines = self._lines, []
+        for line in lines:
+            line.connection.close()
+        for line in lines:
+            await line.connection.wait_closed()
 
-    async def _connected(self) -> asyncssh.SSHClientConnection:
-        async with self._opening:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._connect()
-            return self._connection
+    async def _free_line(self) -> _Line:
+        """Return a connection, with one more channel in use; open one if there is none."""
+        while True:
+            self._lines = [line for line in self._lines if not line.connection.is_closed()]
+            for line in self._lines:
+                if line.channels < self._channels_per_line:
+                    line.channels += 1
+                    return line
+            # One login for all that wait for it, also if it fails: they must not try one after the other.
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._connect())
+                self._opening.add_done_callback(self._opened)
+            await asyncio.shield(self._opening)
+
+    def _opened(self, opening: asyncio.Task[asyncssh.SSHClientConnection]) -> None:
+        self._opening = None
+        if not opening.cancelled() and not opening.exception():
+            self._lines.append(_Line(opening.result()))
 
     @_login_retry
-    async def _log_in(self, hook: _StrictHook) -> asyncssh.SSHClientConnection:
+    async def _log_in(self, settings: LoginSettings) -> asyncssh.SSHClientConnection:
         async with handshakes.turn(self.conn_id), asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-            connection: asyncssh.SSHClientConnection = await hook.get_conn()  # type: ignore[no-untyped-call]
-            return connection
+            return await asyncssh.connect(**ssh_settings.options(settings))
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
-        hook = _StrictHook(ssh_conn_id=self.conn_id)
-        try:
-            settings = await get_async_connection(self.conn_id)
-        except AirflowNotFoundException:
-            raise NoConnection(
-                f"Airflow has no connection {self.conn_id!r}: create it (Admin > Connections, type SSH) or set "
-                "ssh_conn_id in the cluster file to one that exists"
-            ) from None
+        settings = self._settings
+        if settings is None:
+            # The only use of Airflow; a session process has none.
+            from llm_bridge.remote import connections
+
+            settings = await connections.login_settings(self.conn_id)
         try:
             if wrong := ssh_settings.problems(settings):
                 raise ConfigError(
                     f"Airflow connection {self.conn_id!r} (Admin > Connections): {'; '.join(wrong)}"
                 )
-            return await self._log_in(hook)
+            return await self._log_in(settings)
         except asyncssh.HostKeyNotVerifiable as error:
             raise HostKeyNotTrusted(
                 f"the login node of {self.conn_id!r} presented a host key that is not trusted ({error}): "

@@ -24,6 +24,8 @@ from llm_bridge.exceptions import LoginNodeUnreachable, LoginShellFailed
 from llm_bridge.remote import login_shell
 
 CONNECT_TIMEOUT_SECONDS = 30
+# Maximum wait for the end of a process that was killed.
+KILL_SECONDS = 10.0
 # Description of the login node where Airflow runs on it.
 THIS_MACHINE = "this machine"
 
@@ -113,8 +115,15 @@ class Session:
         self._errors: Errors = (*errors, EOFError, ValueError)
 
     def send(self, line: bytes) -> None:
-        """Send a line that gets no answer."""
-        self._writer.write(line + b"\n")
+        """Send a line that gets no answer.
+
+        Raises:
+            LoginNodeUnreachable: The program has ended.
+        """
+        try:
+            self._writer.write(line + b"\n")
+        except self._errors as error:
+            raise LoginNodeUnreachable(f"the helper on the login node has ended: {error}") from error
 
     async def ask(self, line: bytes, timeout: float = 60) -> bytes:
         """Send a line and return its answer.
@@ -302,7 +311,10 @@ class LocalTransport:
         finally:
             if process.returncode is None:
                 process.kill()
-            await process.wait()
+            # Not longer: a process in an uninterruptible sleep (state D, a file server that hangs) is not killed.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(KILL_SECONDS):
+                    await process.wait()
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60) -> Completed:
         """Run a command; see :meth:`Transport.run`."""

@@ -26,7 +26,7 @@ from llm_bridge.exceptions import (
 )
 from llm_bridge.remote import attempt_dir, helpers, messages
 from llm_bridge.remote.attempt_dir import Outcome, Started
-from llm_bridge.remote.helper_calls import HelperCalls
+from llm_bridge.remote.helper_calls import Calls
 from llm_bridge.remote.messages import (
     ActiveAnswer,
     ActiveJob,
@@ -125,7 +125,7 @@ class SlurmClient:
         calls: Calls of helpers by that connection; None to start a process for each call.
     """
 
-    def __init__(self, cluster: Cluster, transport: Transport, calls: HelperCalls | None = None) -> None:
+    def __init__(self, cluster: Cluster, transport: Transport, calls: Calls | None = None) -> None:
         self.cluster = cluster
         self.transport = transport
         self._calls = calls

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,13 @@ async def calls(login: Counted) -> AsyncIterator[HelperCalls]:
     await calls.close()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
 async def command(calls: HelperCalls, *argv: str, timeout: float = 600) -> CommandAnswer:
     """Run a command by the helper ``slurm_command``, without a rate limit."""
     request = encode(CommandRequest(argv, "", None))  # type: ignore[arg-type]
@@ -114,6 +121,62 @@ async def test_a_call_without_an_answer_times_out_and_the_next_one_starts_anothe
     with pytest.raises(LoginNodeUnreachable, match="no answer within 0 s"):
         await command(calls, "sleep", "60", timeout=0.2)
     assert (await command(calls, "echo", "x")).stdout == "x\n" and login.sessions == 2
+
+
+async def test_a_call_without_an_answer_ends_no_other_call(
+    calls: HelperCalls, login: Counted, tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    script = f"touch {tmp_path}/began; until [ -e {done} ]; do sleep 0.05; done; echo innocent"
+    innocent = asyncio.create_task(command(calls, "sh", "-c", script))
+    await until((tmp_path / "began").exists)
+    with pytest.raises(LoginNodeUnreachable, match="no answer"):
+        await command(calls, "sleep", "60", timeout=0.2)
+    assert (await command(calls, "echo", "x")).stdout == "x\n" and login.sessions == 2
+    done.touch()
+    assert (await innocent).stdout == "innocent\n"
+
+
+async def test_the_time_of_a_call_begins_when_the_process_can_work_on_it(
+    calls: HelperCalls, tmp_path: Path
+) -> None:
+    """Calls whose callers were cancelled are worked on until their end."""
+    began, done = tmp_path / "began", tmp_path / "done"
+    script = f"echo >> {began}; until [ -e {done} ]; do sleep 0.05; done"
+    slow = [asyncio.create_task(command(calls, "sh", "-c", script)) for _ in range(SERVED_AT_ONCE)]
+    await until(lambda: began.exists() and len(began.read_text()) == SERVED_AT_ONCE)
+    for task in slow:
+        task.cancel()
+    quick = asyncio.create_task(command(calls, "echo", "x", timeout=3))
+    await asyncio.sleep(4)
+    done.touch()
+    assert (await quick).stdout == "x\n"
+
+
+async def test_a_call_that_hangs_keeps_no_slot_after_its_caller_was_cancelled(
+    calls: HelperCalls, login: Counted, tmp_path: Path
+) -> None:
+    script = f"echo >> {tmp_path}/began; exec sleep 60"
+    hanging = [
+        asyncio.create_task(command(calls, "sh", "-c", script, timeout=5)) for _ in range(SERVED_AT_ONCE)
+    ]
+    began = tmp_path / "began"
+    await until(lambda: began.exists() and len(began.read_text()) == SERVED_AT_ONCE)
+    for task in hanging:
+        task.cancel()
+    assert (await command(calls, "echo", "x")).stdout == "x\n" and login.sessions == 2
+
+
+async def test_the_error_of_a_module_that_the_login_node_cannot_load_is_shown(
+    calls: HelperCalls, login: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await command(calls, "true")
+    with monkeypatch.context() as patch:
+        broken = {"llm_bridge.remote.login.submit": "match 1:\n  case = 2\n"}
+        patch.setattr(helpers, "modules", lambda name: broken)
+        with pytest.raises(CommandFailed, match="SyntaxError"):
+            await calls.call("submit", {}, 600)
+    assert (await command(calls, "echo", "x")).stdout == "x\n" and login.sessions == 1
 
 
 async def test_a_caller_that_is_cancelled_takes_no_other_calls_answer(calls: HelperCalls) -> None:

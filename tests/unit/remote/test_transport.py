@@ -387,3 +387,15 @@ def test_every_posix_shell_runs_the_command_line(shell: str) -> None:
     line = shlex.join(transport.CleanCommand("'c'", "", "mark").argv(["echo", "it's", "$HOME"]))
     done = subprocess.run([shell, "-c", line], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("\nmark\nit's $HOME\n", "")
+
+
+async def test_a_process_that_cannot_be_killed_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process here is in state D: waiting for it is what is simulated."""
+
+    async def forever(self: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(transport, "KILL_SECONDS", 0.1)
+    async with LocalTransport().session([sys.executable, "-c", ECHO]) as session:
+        assert await session.ask(b"one") == b"ONE"
+        monkeypatch.setattr(asyncio.subprocess.Process, "wait", forever)

@@ -46,5 +46,9 @@ def main(request: Dict[str, Any]) -> None:
     with ThreadPoolExecutor(SERVED_AT_ONCE) as pool:
         for line in sys.stdin:
             call = decode(HelperCall, json.loads(line))
-            load(call.modules)
+            try:
+                load(call.modules)
+            except Exception:  # Python is too old for it: nothing else shows the error
+                write(HelperAnswer(call.id, error=traceback.format_exc()))
+                continue
             pool.submit(lambda asked: write(answer(asked)), call)
