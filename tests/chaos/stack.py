@@ -57,12 +57,20 @@ class ChaosStack(LocalStack):
         self.ledger = Ledger(self.cluster, folder / "airflow" / "logs")
         self.plans = folder / "plans"
         self.plans.mkdir(parents=True)
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
         self.environment |= {
             **SOONER,
+            "TMPDIR": str(self.temporary),
             "CHAOS_LEDGER": str(self.ledger.file),
             "CHAOS_PLANS": str(self.plans),
             "PYTHONPATH": f"{HERE / 'inject'}:{PLUGINS}",
         }
+
+    def leave_session_process(self) -> None:
+        """Make the next task start a session process (``remote/session_process.py``)."""
+        for file in self.temporary.glob("*/session-*.sock"):
+            file.unlink()
 
     def _values(self, name: str, seconds: float) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llm_bridge.remote.host_session import IDLE_VARIABLE
 from testing.local_cluster import LocalCluster
 from testing.site import Site, ssh_connection
 from testing.task_context import Task, events_at_once
@@ -39,6 +40,7 @@ def described(slurm: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch, events_at_once():
         for name, value in site.environment.items():
             patch.setenv(name, value)
+        patch.setenv(IDLE_VARIABLE, "5")  # nothing of a test runs for long after it
         yield site
 
 

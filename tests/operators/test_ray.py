@@ -21,6 +21,7 @@ from llm_bridge.operators.slurm import SlurmCancelOperator
 from llm_bridge.ray.client import RayTarget, ray_client
 from llm_bridge.ray.events import RayEndReason, RayJobEvent
 from llm_bridge.ray.spec import RayJob
+from llm_bridge.remote.host_session import IDLE_VARIABLE
 from llm_bridge.remote.ssh_transport import SshTransport
 from llm_bridge.sensors.ray import RayJobSensor
 from llm_bridge.slurm.spec import Resources, SlurmJob
@@ -121,6 +122,7 @@ def test_a_submission_takes_one_connection_and_one_python_on_the_login_node(
 
     monkeypatch.setattr(SshTransport, "_log_in", counted_login)
     monkeypatch.setattr(SshTransport, "session", counted_session)
+    monkeypatch.setenv(IDLE_VARIABLE, "0")  # by a connection of the task's own, which is counted here
     task = new_task("ray-counted")
     submitted = submit(task, ray, "true")
     assert sorted(started) == ["login", "session"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 import time
@@ -23,6 +22,7 @@ from llm_bridge.monitoring.run_record import LIVE_XCOM
 from llm_bridge.naming import slug
 from llm_bridge.operators.retry_policy import with_policy
 from llm_bridge.ray.client import RayTarget
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.cancellation import CANCEL_SECONDS
 from llm_bridge.task_state import TaskState
@@ -165,7 +165,7 @@ class ClusterOperator(BaseOperator):
             The diagnosis, and the decision what follows.
         """
         task = TaskState.from_context(context)
-        report = asyncio.run(
+        report = run_in_task(
             explain_slurm(task, event, job, retry_delay=self.delay_before_retry(), final=final)
         )
         self.push_diagnosis(context, report)
@@ -234,7 +234,7 @@ class ClusterOperator(BaseOperator):
             self.log.info("worker stopped while the task is %s; its job is not cancelled", state)
             return
         self.log.info("task was marked %s; cancelling its job", state)
-        run_with_timeout(CANCEL_SECONDS, asyncio.run, cancel())
+        run_with_timeout(CANCEL_SECONDS, run_in_task, cancel())
 
 
 def task_directory(cluster_name: str, context: Context) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from llm_bridge.operators.exceptions import HubUploadEvent, HubUploadFailed, Hub
 from llm_bridge.operators.slurm import JobSource, SlurmSubmitOperator
 from llm_bridge.remote import attempt_dir, connections, node_archive
 from llm_bridge.remote.attempt_dir import Reason
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm.spec import SlurmJob
 from llm_bridge.task_state import TaskState
 
@@ -224,7 +224,7 @@ class HubUploadOperator(SlurmSubmitOperator):
         nowhere = LogLocation(cluster="", job_id="", directory="", logs=())
         name = f"upload {task.try_number}"
         delay = self.delay_before_retry()
-        report = asyncio.run(
+        report = run_in_task(
             explain(task, partial, nowhere, name=name, retry_delay=delay, final=final, last_lines=lines)
         )
         event = HubUploadEvent(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException
 
 from llm_bridge.exceptions import ClusterUnavailable, ConfigError, NoConnection
 from llm_bridge.remote.messages import ActiveJob
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm.cancellation import cancel_and_wait, close_attempts
 from llm_bridge.slurm.client import open_client
 
@@ -56,7 +56,7 @@ class ReapOrphansOperator(BaseOperator):
             )
         dry_run = str(self.report_only) == "True"
         try:
-            jobs = asyncio.run(list_active(self.cluster))
+            jobs = run_in_task(list_active(self.cluster))
         except ClusterUnavailable as error:
             raise AirflowSkipException(
                 f"cluster {self.cluster} unavailable; the next sweep tries again: {error}"
@@ -94,16 +94,16 @@ class ReapOrphansOperator(BaseOperator):
                 found["cancelled"].append(job.job_id)
                 stages.add(str(PurePosixPath(job.directory).parent))
         for stage in sorted(stages):  # closed as well: that removes the secrets of its attempts
-            asyncio.run(close_attempts(self.cluster, stage))
+            run_in_task(close_attempts(self.cluster, stage))
         if found["cancelled"]:
-            left = asyncio.run(cancel_and_wait(self.cluster, found["cancelled"]))
+            left = run_in_task(cancel_and_wait(self.cluster, found["cancelled"]))
             if stuck := [job_id for job_id, info in left.items() if not info.is_completing]:
                 self.log.warning(
                     "Slurm job %s has not ended after scancel; the next sweep cancels it again",
                     ", ".join(stuck),
                 )
         if to_mark and not dry_run:
-            asyncio.run(list_active(self.cluster, to_mark))
+            run_in_task(list_active(self.cluster, to_mark))
         self.log.info("%s", ", ".join(f"{len(ids)} {what}" for what, ids in found.items()))
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from llm_bridge.ray.submission import (
     stop_and_wait,
 )
 from llm_bridge.remote import attempt_dir
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm import attempts, fingerprint
 from llm_bridge.slurm.attempts import Attempt
 from llm_bridge.slurm.cancellation import CANCEL_SECONDS, cancel_and_wait
@@ -82,7 +82,7 @@ class RayClusterOperator(SlurmSubmitOperator):
         if self.skip_if_done:
             job = self.build_job(context)
             try:
-                asyncio.run(skip_if_done(job.cluster, job_from(self.skip_if_done, context)))
+                run_in_task(skip_if_done(job.cluster, job_from(self.skip_if_done, context)))
             except ClusterUnavailable as error:
                 self.wait_for_cluster(job.cluster, error, job.directory)
         return super().execute(context)
@@ -105,7 +105,7 @@ class RayClusterOperator(SlurmSubmitOperator):
 
     def handle_failure(self, context: Context, event: SlurmJobEvent) -> Any:
         """Cancel the rest of a cluster that will never be ready, then handle the failure as of any Slurm job."""
-        asyncio.run(cancel_and_wait(event.cluster, [event.job_id]))
+        run_in_task(cancel_and_wait(event.cluster, [event.job_id]))
         return super().handle_failure(context, event)
 
 
@@ -195,7 +195,7 @@ class RaySubmitJobOperator(ClusterOperator):
         found: dict[str, Any] = {"submission_id": None, "attempt_directory": None}
         try:
             submission = RaySubmission(cluster, job, task, task_directory=directory)
-            attempt = asyncio.run(_submit(submission, target.cluster, job))
+            attempt = run_in_task(_submit(submission, target.cluster, job))
             found = {"submission_id": attempt.key, "attempt_directory": attempt.directory or None}
         except RayClusterEnded as ended:
             self.log.warning("Ray job not submitted: %s", ended)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from llm_bridge.operators.links import WandbLink, push_wandb_link
 from llm_bridge.remote import attempt_dir, connections
 from llm_bridge.remote.attempt_dir import Outcome
 from llm_bridge.remote.messages import FoundResult
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm.cancellation import cancel_and_wait, close_attempts
 from llm_bridge.slurm.events import EndReason, SlurmJobEvent
 from llm_bridge.slurm.spec import Resources, SlurmJob
@@ -156,7 +156,7 @@ class SlurmSubmitOperator(ClusterOperator):
         submission = self.submission(context, job)
         self.take_ownership(context["ti"], submission.cancel)
         try:
-            found = asyncio.run(submission.submit())
+            found = run_in_task(submission.submit())
         except ClusterUnavailable as error:
             self.wait_for_cluster(job.cluster, error, job.directory)
         except JobNotGone as error:
@@ -194,7 +194,7 @@ class SlurmSubmitOperator(ClusterOperator):
         )
         # A job that has ended needs no trigger: read its files and return.
         if found.has_ended or not self.deferrable:
-            return self.execute_complete(context, asyncio.run(trigger.outcome()))
+            return self.execute_complete(context, run_in_task(trigger.outcome()))
         self.release_ownership()
         self.defer(trigger=trigger, method_name="execute_complete")
 
@@ -255,7 +255,7 @@ class SlurmSubmitOperator(ClusterOperator):
         job = self.build_job(context)
         report = self.close_failed_job(context, event, job, final)
         if self.followed_by:
-            asyncio.run(self.submission(context, job).close_followup())
+            run_in_task(self.submission(context, job).close_followup())
         if report.should_resume:
             return self.execute(context)
         kind = SlurmJobPermanentError if final else SlurmJobFailed
@@ -332,11 +332,11 @@ class SlurmCancelOperator(ClusterOperator):
         """Cancel the jobs; return their ids."""
         cluster, *directories = self.stage(context)
         try:
-            ids = [i for directory in directories for i in asyncio.run(close_attempts(cluster, directory))]
+            ids = [i for directory in directories for i in run_in_task(close_attempts(cluster, directory))]
             if not ids:
                 self.log.info("nothing to cancel: no job was submitted in %s", ", ".join(directories))
                 return []
-            left = asyncio.run(cancel_and_wait(cluster, ids, self.wait_seconds))
+            left = run_in_task(cancel_and_wait(cluster, ids, self.wait_seconds))
         except ClusterUnavailable as error:
             self.wait_for_cluster(cluster, error)
         if stuck := [job_id for job_id, info in left.items() if not info.is_completing]:

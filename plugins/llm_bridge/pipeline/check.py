@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable
 from functools import partial
@@ -18,6 +17,7 @@ from llm_bridge.pipeline import choice, first_contact, site_checks, stages, star
 from llm_bridge.pipeline.plan import Plan, check_combinations, clusters_of, make_plan
 from llm_bridge.remote.messages import ERROR, WARNING, Finding
 from llm_bridge.remote.node.verl import ppo_rules
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.remote.transport import CommandFailed
 from llm_bridge.slurm.client import SlurmClient, open_client
 from llm_bridge.slurm.spec import SlurmJob
@@ -79,7 +79,7 @@ class CheckOperator(ClusterOperator):
         """Return the plan as :func:`check_site` completes it, or wait for its cluster."""
         cluster = load_cluster(plan.cluster)
         try:
-            plan = asyncio.run(check_site(plan))
+            plan = run_in_task(check_site(plan))
         except LoginNodeUnreachable as error:
             if not first_contact.is_first(cluster):
                 self.wait_for_cluster(plan.cluster, error)
@@ -111,7 +111,7 @@ class CheckOperator(ClusterOperator):
         if len(clusters) < 2:
             return _plan(context), False
         try:
-            plan = asyncio.run(
+            plan = run_in_task(
                 choice.choose(
                     clusters,
                     partial(_plan, context),

@@ -17,6 +17,7 @@ from llm_bridge.naming import slug
 from llm_bridge.notifications.callbacks import is_scheduled
 from llm_bridge.pipeline.plan import Plan
 from llm_bridge.remote.messages import OldRunsAnswer, OldRunsRequest, RunFolder
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm.client import SlurmClient, open_client
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def remove_old_runs(context: Context, planned: dict[str, Any], unchanged_since: 
         return str(getattr(state, "value", state))  # str() of an enumeration is its name
 
     try:
-        asyncio.run(_remove(plan, ti.dag_id, protected, state_of))
+        run_in_task(_remove(plan, ti.dag_id, protected, state_of))
     except Exception as error:  # a successful run must not fail, whatever the cluster answers
         log.warning("keep_runs: old runs were not removed: %s", error)
 

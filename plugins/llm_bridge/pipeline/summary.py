@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from llm_bridge.pipeline.unchanged import TRAINED_XCOM, of_previous_run
 from llm_bridge.ray.startup_timing import describe, seconds
 from llm_bridge.remote.messages import AttemptJob
 from llm_bridge.remote.node.evaluate import report
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.sensors.ray import JOB_XCOM_RAY
 from llm_bridge.slurm import accounting
 from llm_bridge.slurm.accounting import Accounting
@@ -87,7 +87,7 @@ class SummaryOperator(ClusterOperator):
         states = {task: str(state) for task, state in found.get(ti.run_id, {}).items()}
         plan = ti.xcom_pull(task_ids="check")
         try:
-            slurm, efficiency, attempts = asyncio.run(self._job_states(plan, ti)) if plan else ({}, [], [])
+            slurm, efficiency, attempts = run_in_task(self._job_states(plan, ti)) if plan else ({}, [], [])
             self._cancel_left_over(plan, slurm)
         except ClusterUnavailable as error:
             self.wait_for_cluster(plan["cluster"], error)
@@ -154,7 +154,7 @@ class SummaryOperator(ClusterOperator):
         ]
         if left:
             self.log.warning("cancelling Slurm job %s: still active at the end of the run", ", ".join(left))
-            asyncio.run(cancel_and_wait(plan["cluster"], left))
+            run_in_task(cancel_and_wait(plan["cluster"], left))
 
     async def _job_states(
         self, plan: dict[str, Any], ti: Any

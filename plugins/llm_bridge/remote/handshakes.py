@@ -1,7 +1,7 @@
 """Limit how many processes of this host log in to one login node at the same time.
 
-Each Airflow task is a process with a connection of its own. sshd refuses some of the connections that have not logged
-in yet once there are ten of them (``MaxStartups``, sshd_config(5)).
+sshd refuses some of the connections that have not logged in yet once there are ten of them (``MaxStartups``,
+sshd_config(5)). Tasks share a connection (``host_session``); triggerers, commands and tasks that cannot share do not.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import fcntl
 import hashlib
 import os
 import random
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
+
+from llm_bridge.remote import host_folder
 
 # Below sshd's ten, so that two hosts of Airflow may log in at the same time.
 AT_ONCE = 4
@@ -41,10 +42,7 @@ async def turn(conn_id: str) -> AsyncIterator[None]:
 
 
 def _places(conn_id: str) -> list[Path]:
-    folder = Path(tempfile.gettempdir()) / f"llm-bridge-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user")
+    folder = host_folder.path()
     name = hashlib.sha256(conn_id.encode()).hexdigest()[:16]
     return [folder / f"login-{name}.{number}" for number in range(AT_ONCE)]
 

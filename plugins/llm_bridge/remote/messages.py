@@ -352,7 +352,7 @@ class CommandAnswer(NamedTuple):
 # ---- serve
 
 # Maximum number of calls that one process on the login node works on at the same time.
-SERVED_AT_ONCE = 8
+SERVED_AT_ONCE = 16
 
 
 class HelperCall(NamedTuple):

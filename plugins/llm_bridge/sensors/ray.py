@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from llm_bridge.ray.events import RayEndReason, RayJobEvent
 from llm_bridge.ray.recovery import AwaitCluster, FollowJob, RayRecovery, Submitted, recovery_job
 from llm_bridge.ray.submission import RayCluster
 from llm_bridge.remote import attempt_dir
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm import attempts
 from llm_bridge.slurm.cancellation import cancel_and_wait
 from llm_bridge.slurm.events import EndReason, SlurmJobEvent
@@ -131,7 +131,7 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         self.record_ended(context, ended.directory, "ready")
         cluster = RayCluster.from_output({**event, "result": ended.result})
         try:
-            step = asyncio.run(recovery.submit_to_own(cluster))
+            step = run_in_task(recovery.submit_to_own(cluster))
         except RayClusterEnded as error:
             ended = replace(ended, end=EndReason.UNWATCHED, info=None, notice=str(error))
             return self._handle_cluster_failure(context, ended)
@@ -167,7 +167,7 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         recovery, submitted = self._recovery(context), self._submitted()
         try:
             if recovery:
-                step = asyncio.run(recovery.resume() if resume else recovery.start())
+                step = run_in_task(recovery.resume() if resume else recovery.start())
             else:
                 step = FollowJob(submitted.cluster, self.submitted["submission_id"], submitted.directory)
         except ServiceUnavailable as error:
@@ -237,7 +237,7 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
         if self.deferrable:
             self.release_ownership()  # the trigger owns the job now
             self.defer(trigger=trigger, method_name=method)
-        return getattr(self, method)(context, asyncio.run(trigger.outcome()))
+        return getattr(self, method)(context, run_in_task(trigger.outcome()))
 
     # ---- failures
 
@@ -266,14 +266,14 @@ class RayJobSensor(ClusterOperator, BaseSensorOperator):
     def _explain(self, context: Context, task: TaskState, event: RayJobEvent, final: bool) -> FailureReport:
         job = job_from(self.job, context) if self.job else None
         cluster = self._cluster_job(context)
-        report = asyncio.run(
+        report = run_in_task(
             explain_ray(task, event, job, cluster, retry_delay=self.delay_before_retry(), final=final)
         )
         return self.push_diagnosis(context, report)
 
     def _handle_cluster_failure(self, context: Context, event: SlurmJobEvent) -> Any:
         """Start the next cluster if that uses no retry, else raise the failure of this one."""
-        asyncio.run(cancel_and_wait(event.cluster, [event.job_id]))
+        run_in_task(cancel_and_wait(event.cluster, [event.job_id]))
         final = event.reason is not None and not event.reason.retry
         report = self.close_failed_job(context, event, self._cluster_job(context), final)
         if report.should_resume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from llm_bridge.exceptions import ConfigError
 from llm_bridge.operators.base import ClusterOperator
 from llm_bridge.operators.exceptions import SlurmJobFailed, fail
 from llm_bridge.operators.links import WandbLink, push_wandb_link
+from llm_bridge.remote.shared_transport import run_in_task
 from llm_bridge.slurm.events import SlurmJobEvent
 from llm_bridge.slurm.status import is_job_id
 from llm_bridge.task_state import TaskState
@@ -85,7 +85,7 @@ class SlurmJobSensor(ClusterOperator, BaseSensorOperator):
         )
         if self.deferrable:
             self.defer(trigger=trigger, method_name="execute_complete")
-        return self.execute_complete(context, asyncio.run(trigger.outcome()))
+        return self.execute_complete(context, run_in_task(trigger.outcome()))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Return the result of a job that succeeded, or raise its failure."""
@@ -95,6 +95,6 @@ class SlurmJobSensor(ClusterOperator, BaseSensorOperator):
             return ended.result
         # The job belongs to another task, so it is not submitted again.
         task, delay = TaskState.from_context(context), self.delay_before_retry()
-        report = asyncio.run(explain_slurm(task, ended, None, retry_delay=delay))
+        report = run_in_task(explain_slurm(task, ended, None, retry_delay=delay))
         error = SlurmJobFailed(ended, self.push_diagnosis(context, report))
         fail(error, permanent=False, policy=self.retry_policy)

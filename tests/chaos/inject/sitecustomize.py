@@ -1,7 +1,7 @@
 """Kill a task's process at a chosen line of llm-bridge. Python imports this by itself at start (PYTHONPATH).
 
-$CHAOS_PLANS/RUN.json says what to do in that run's task: {"step": n, "after": seconds, "supervisor": bool}. Steps are
-the lines of FILES that run from SlurmSubmission.submit on, counted as they come: at step n the process dies, at once or
+$CHAOS_PLANS/RUN.json says what to do in that run's task: {"step": line, "after": seconds, "supervisor": bool}. Steps
+are the lines of FILES that run from SlurmSubmission.submit on: when it comes to that line, the process dies, at once or
 a moment later, together with its supervisor if so wished. The plan is used up by that (RUN.died). A plan without a step
 has the steps written to RUN.steps.
 """
@@ -30,12 +30,12 @@ def die(supervisor):
 
 
 class Tracer:
-    """Counts the lines of one process."""
+    """Looks for a line in one process."""
 
     def __init__(self):
         self.plan = None
         self.run = ""
-        self.count = 0
+        self.dying = False
 
     def call(self, frame, event, argument):
         """Python calls it for every function that begins, and when a coroutine resumes."""
@@ -54,12 +54,12 @@ class Tracer:
         """And this for every line."""
         if event != "line":
             return self.line
-        self.count += 1
         here = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}\n"
         if "step" not in self.plan:
             with (PLANS / f"{self.run}.steps").open("a") as file:
                 file.write(here)
-        elif self.plan["step"] == self.count:
+        elif self.plan["step"] == here.strip() and not self.dying:
+            self.dying = True
             (PLANS / f"{self.run}.json").unlink()
             (PLANS / f"{self.run}.died").write_text(here)
             if self.plan["after"]:
