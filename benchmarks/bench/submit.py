@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.bench.support import PEER_CONNECTION, Bench, Figure, Section, difference, load
+from benchmarks.bench.support import NAME, PEER_CONNECTION, Bench, Figure, Section, difference, load
 
 JOBS = 100
 # Airflow's default parallelism: so many tasks run at once.
@@ -99,7 +99,7 @@ def _work(
     logging.disable(logging.CRITICAL)
     task = Task(f"job{number}", dag_id="bench", run_id=run)
     task.store.update(store)
-    operator = SlurmSubmitOperator(task_id=f"job{number}", cluster="bench", script=SCRIPT)
+    operator = SlurmSubmitOperator(task_id=f"job{number}", cluster=NAME, script=SCRIPT)
     try:
         if step is None:
             operator.execute(task.context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import jinja2
 
 from llm_bridge.exceptions import ConfigError
-from llm_bridge.remote import attempt_dir, node_archive
+from llm_bridge.remote import attempt_dir, host_folder, node_archive
 from llm_bridge.slurm.spec import ResolvedJob
 
 SUFFIX = ".sh.j2"
@@ -89,6 +90,8 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    with suppress(OSError):  # each task is a process: a third of its work was to compile the templates
+        environment.bytecode_cache = jinja2.FileSystemBytecodeCache(str(host_folder.path()))
     environment.filters["sh"] = shlex.quote
     environment.globals["files"] = attempt_dir
     return environment
