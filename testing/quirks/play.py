@@ -93,7 +93,8 @@ def odd_cluster(log: TextIO) -> Iterator[Player]:
     with small_disk(cluster), TemporaryDirectory(prefix="llm-bridge-quirks-") as folder:
         cluster.up()
         site = Site(cluster, Path(folder), hub={})
-        with patch.dict(os.environ, site.environment):
+        # Each quirk changes the login node: nothing that was started there under the one before may be in use.
+        with patch.dict(os.environ, {**site.environment, "LLM_BRIDGE_SESSION_IDLE_SECONDS": "0"}):
             yield Player(site, log)
 
 

@@ -14,6 +14,7 @@ from airflow.utils.state import DagRunState
 
 from llm_bridge.operators.orphans import ReapOrphansOperator
 from llm_bridge.operators.slurm import SlurmSubmitOperator
+from llm_bridge.remote.host_session import IDLE_VARIABLE
 
 
 @pytest.fixture
@@ -81,7 +82,8 @@ def test_a_foreign_job_with_a_name_like_llm_bridges_is_ignored(task: Any, slurm:
     slurm.run("ctl", ["scancel", job_id])
 
 
-def test_an_unreachable_cluster_is_skipped(task: Any, slurm: Any) -> None:
+def test_an_unreachable_cluster_is_skipped(task: Any, slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IDLE_VARIABLE, "0")  # a session process has its connection already
     slurm.stop("sshd")
     try:
         with pytest.raises(
