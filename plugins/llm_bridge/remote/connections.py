@@ -1,4 +1,4 @@
-"""Read Airflow connections. Below the triggers only this module uses Airflow."""
+"""Read Airflow connections. Below the triggers only this module and ``provider_login`` use Airflow."""
 
 from __future__ import annotations
 

@@ -103,10 +103,23 @@ def problems(connection: Any) -> list[str]:
     return found
 
 
+def known_hosts_of(connection: Any) -> bytes:
+    """Return the extra ``host_key`` as lines of a known_hosts file.
+
+    They are for any host, because this connection has only one: ~/.ssh/config may give it another name.
+
+    Args:
+        connection: The Airflow connection.
+    """
+    keys = host_keys(str(connection.extra_dejson["host_key"]))
+    return b"".join(b"* " + key.export_public_key() for key in keys)
+
+
 def options(connection: Any) -> dict[str, Any]:
     """Return the arguments of ``asyncssh.connect`` for a connection without :func:`problems`.
 
-    asyncssh also reads ``~/.ssh/config``, which is the place for ``ProxyJump``.
+    They are those of the ssh provider's hook (``provider_login``), for a process without Airflow. asyncssh also reads
+    ``~/.ssh/config``, which is the place for ``ProxyJump``.
 
     Args:
         connection: The Airflow connection.
@@ -132,9 +145,7 @@ def options(connection: Any) -> dict[str, Any]:
         found["client_keys"] = extra["key_file"]
     known = os.path.expanduser(str(extra.get("known_hosts") or "~/.ssh/known_hosts"))
     if "host_key" in extra:
-        # Of any host, because this connection has only one: ~/.ssh/config may give it another name.
-        keys = host_keys(str(extra["host_key"]))
-        found["known_hosts"] = b"".join(b"* " + key.export_public_key() for key in keys)
+        found["known_hosts"] = known_hosts_of(connection)
     elif extra.get("known_hosts") or os.path.isfile(known):
         found["known_hosts"] = known
     return found

@@ -190,12 +190,15 @@ class SshTransport:
     @_login_retry
     async def _log_in(self, settings: LoginSettings) -> asyncssh.SSHClientConnection:
         async with handshakes.turn(self.conn_id), asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-            return await asyncssh.connect(**ssh_settings.options(settings))
+            if self._settings is not None:  # a session process, which has no Airflow
+                return await asyncssh.connect(**ssh_settings.options(settings))
+            from llm_bridge.remote import provider_login
+
+            return await provider_login.log_in(self.conn_id)
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
         settings = self._settings
         if settings is None:
-            # The only use of Airflow; a session process has none.
             from llm_bridge.remote import connections
 
             settings = await connections.login_settings(self.conn_id)

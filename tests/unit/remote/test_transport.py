@@ -21,7 +21,7 @@ from tenacity import wait_none
 
 from llm_bridge.config.cluster import Cluster
 from llm_bridge.exceptions import ConfigError, LoginNodeUnreachable
-from llm_bridge.remote import helpers, shared_transport, transport
+from llm_bridge.remote import connections, helpers, shared_transport, transport
 from llm_bridge.remote.helper_calls import HelperCalls
 from llm_bridge.remote.shared_transport import connect
 from llm_bridge.remote.ssh_transport import SshTransport
@@ -107,6 +107,47 @@ async def test_a_key_that_is_none_is_a_wrong_setting(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AIRFLOW_CONN_SLURM_X", json.dumps(values))
     with pytest.raises(ConfigError, match="'private_key' of connection 'slurm_x' is unusable"):
         await SshTransport("slurm_x").run(["true"])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"host_key": ED25519},
+        {"known_hosts": "FOLDER/known_hosts", "key_file": "FOLDER/id"},
+        {"private_key": "KEY", "host_key": ED25519},
+        {"private_key": "LOCKED", "private_key_passphrase": "secret", "host_key": ED25519},
+        {"key_file": "FOLDER/id", "passphrase": "secret", "host_key": ED25519},
+    ],
+)
+async def test_a_session_process_logs_in_with_the_arguments_of_the_providers_hook(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: dict[str, str]
+) -> None:
+    """asyncssh.connect is replaced: the arguments are the subject. Real logins of both are in tests/operators."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    texts = {
+        "KEY": key.export_private_key().decode(),
+        "LOCKED": key.export_private_key(passphrase="secret").decode(),
+    }
+    (tmp_path / "known_hosts").touch()
+    found = {name: texts.get(value, value).replace("FOLDER", str(tmp_path)) for name, value in extra.items()}
+    values = {"conn_type": "ssh", "host": "login.example", "login": "ada", "password": "p", "extra": found}
+    monkeypatch.setenv("AIRFLOW_CONN_SLURM_X", json.dumps(values))
+    asked: list[dict[str, Any]] = []
+
+    async def connect(**arguments: Any) -> None:
+        keys = arguments.get("client_keys")
+        if isinstance(keys, list):
+            arguments["client_keys"] = [one.export_public_key() for one in keys]
+        asked.append(arguments)
+
+    monkeypatch.setattr(asyncssh, "connect", connect)
+    settings = await connections.login_settings("slurm_x")
+    await SshTransport("slurm_x")._log_in(settings)
+    await SshTransport("slurm_x", settings=settings)._log_in(settings)
+    by_hook, by_session = asked
+    assert by_session == by_hook and by_hook["host"] == "login.example"
 
 
 async def test_a_connection_that_sshd_closes_before_its_greeting_is_opened_again(
