@@ -121,7 +121,9 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(
-        f"wrote {path}\nRead its comments, which mark guesses; then run: python -m llm_bridge doctor {arguments.name}"
+        f"wrote {path}\nRead its comments, which mark guesses, and set environment (for one that does not exist yet, "
+        f"run: python -m llm_bridge install-environment {arguments.name}); then run: python -m llm_bridge doctor "
+        f"{arguments.name}"
     )
     return 0
 

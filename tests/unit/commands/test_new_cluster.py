@@ -111,6 +111,14 @@ def test_a_file_that_exists_is_kept_unless_forced(
     assert write(site(), "--local", "--force")[0].ssh_conn_id is None
 
 
+def test_what_to_do_next_names_the_environment_before_doctor(
+    write: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(site())
+    said = capsys.readouterr().out
+    assert 0 < said.index("install-environment mine") < said.index("doctor mine")
+
+
 def test_a_name_that_is_no_file_name_is_refused(include: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new-cluster", "../x", "--local"]) == 1
     assert "'../x' may have letters, digits" in capsys.readouterr().err
