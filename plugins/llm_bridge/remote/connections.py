@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -43,7 +44,12 @@ async def login_settings(conn_id: str) -> LoginSettings:
     from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 
     try:
-        found = await get_async_connection(conn_id)
+        try:
+            found = await get_async_connection(conn_id)
+        except AirflowNotFoundException:
+            # `airflow tasks test` finds none of the database asynchronously: Airflow 3.3.2's InProcessSupervisorComms
+            # has no `asend`.
+            found = await asyncio.to_thread(BaseHook.get_connection, conn_id)
     except AirflowNotFoundException:
         raise NoConnection(
             f"Airflow has no connection {conn_id!r}: create it (Admin > Connections, type SSH) or set "

@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat import connection as compat
+from airflow.sdk.exceptions import AirflowNotFoundException
 
-from llm_bridge.exceptions import ConfigError
+from llm_bridge.exceptions import ConfigError, NoConnection
 from llm_bridge.ray.client import RayTarget, ray_client
 from llm_bridge.remote.connections import connection as read_connection
-from llm_bridge.remote.connections import secret
+from llm_bridge.remote.connections import login_settings, secret
 
 
 @pytest.fixture
@@ -52,6 +54,21 @@ def test_an_empty_password_counts_as_none(connection: Any, password: str | None)
     connection(password)
     with pytest.raises(ConfigError, match="connection 'key' has no password"):
         secret("key")
+
+
+async def test_a_connection_of_the_database_is_found_by_a_task_that_airflow_runs_in_process(
+    monkeypatch: pytest.MonkeyPatch, connection: Any
+) -> None:
+    """As in `airflow tasks test`: the asynchronous lookup, replaced here, finds nothing."""
+
+    async def not_found(conn_id: str) -> None:
+        raise AirflowNotFoundException(conn_id)
+
+    connection("p")
+    monkeypatch.setattr(compat, "get_async_connection", not_found)
+    assert (await login_settings("key")).password == "p"
+    with pytest.raises(NoConnection, match="Airflow has no connection 'nowhere'"):
+        await login_settings("nowhere")
 
 
 def test_a_connection_that_does_not_exist_is_named() -> None:
