@@ -15,6 +15,9 @@ LINES = 12
 # Loggers of Airflow itself, which write into every task's log.
 AIRFLOWS_OWN = ("task", "py.warnings", "airflow.dag_processing.", "airflow.task.hooks.")
 
+# Airflow's entry for a task that has logged its error itself.
+AIRFLOWS_END = "Task exited"
+
 # "[n1] [rank0]: some.module.SomeError: text", the end of a traceback as jobs print it.
 EXCEPTION = re.compile(r"\s*(\[[\w-]+\]:? |\([^)]*\) )*(?P<name>[A-Za-z_][\w.]*(Error|Exception)): \S")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -63,16 +66,23 @@ def first_failure(tasks: Iterable[dict[str, Any]], logs: Callable[[str], list[Pa
 
 
 def error_lines(log: Path) -> list[str]:
-    """Return the text of the last error in a task's log; empty if there is none."""
+    """Return the text of the last error in a task's log, without a traceback; empty if there is none.
+
+    Entries of level error that follow each other are one error: a diagnosis is logged line by line.
+    """
     last: list[str] = []
+    goes_on = False
     for entry in entries(log):
         details = entry.get("error_detail") or []
         if details:
             # The first is the raised exception; the others are its causes.
             raised = f"{details[0].get('exc_type')}: {details[0].get('exc_value')}"
-            last = [line.rstrip() for line in raised.splitlines() if line.strip()]
-        elif entry.get("level") in ("error", "critical"):
-            last = str(entry.get("event")).splitlines()
+            last, goes_on = [line.rstrip() for line in raised.splitlines() if line.strip()], False
+        elif entry.get("level") not in ("error", "critical"):
+            goes_on = False
+        elif entry.get("event") != AIRFLOWS_END:
+            last = [*(last if goes_on else []), *str(entry.get("event")).splitlines()]
+            goes_on = True
     return last if len(last) <= LINES else [*last[: LINES // 2], "...", *last[-LINES // 2 :]]
 
 

@@ -97,25 +97,22 @@ def _refuse(stack: LocalStack, bad: BadInput) -> dict[str, Any]:
 
 
 def _failures(stack: LocalStack, run: str) -> dict[str, str]:
-    """Return the tasks of a run that failed, and why: what the job left as its reason, else the task's exceptions."""
+    """Return the tasks of a run that failed, and why: what the job left as its reason, else the errors of the log."""
     found = {}
     for task, state in stack.states(DAG, run).items():
         if state == "failed" and task != "summary":
             stage = stack.site.workspace / DAG / run / task.partition(".")[0]
             reasons = sorted(stage.glob(f"attempt-*/{attempt_dir.REASON}"))
-            exceptions = [
-                text for line in stack.log(DAG, run, task).splitlines() for text in _exceptions(line)
-            ]
-            found[task] = (
-                json.loads(reasons[-1].read_text())["reason"] if reasons else "\n".join(exceptions[-3:])
-            )
+            errors = [text for line in stack.log(DAG, run, task).splitlines() for text in _errors(line)]
+            found[task] = json.loads(reasons[-1].read_text())["reason"] if reasons else "\n".join(errors)
     return found
 
 
-def _exceptions(line: str) -> list[str]:
-    """Return the texts of the exceptions in one line of a task's log."""
+def _errors(line: str) -> list[str]:
+    """Return what one line of a task's log says of an error: its text, or those of its exceptions."""
     try:
         row = json.loads(line)
     except ValueError:
         return []
-    return [str(detail.get("exc_value")) for detail in row.get("error_detail") or []]
+    details = [str(detail.get("exc_value")) for detail in row.get("error_detail") or []]
+    return details or ([str(row.get("event"))] if row.get("level") == "error" else [])

@@ -35,7 +35,7 @@ SOONER = {
 
 
 # How Airflow logs a try that the task's own code has failed.
-FAILED_TRY = "Task failed with exception"
+FAILED_TRY = ("Task failed with exception", "Task exited")
 
 
 class ChaosStack(LocalStack):
@@ -161,7 +161,7 @@ class ChaosStack(LocalStack):
         for run in runs:
             found = self.ledger.attempts(run)
             number = self.task(dag, run)["try_number"]
-            failed = {row.attempt for row in self.ledger.rows(run) if row.text == FAILED_TRY}
+            failed = {row.attempt for row in self.ledger.rows(run) if row.text in FAILED_TRY}
             assert (len(found), len(failed) + 1) == (attempts, tries), self.ledger.story(run, number)
             jobs = self.ledger.jobs()
             assert [job.job_id for job in jobs if job.key == found[-1].owner["key"]] == [found[-1].job_id]

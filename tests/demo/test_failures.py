@@ -107,6 +107,14 @@ def test_the_last_error_counts(tmp_path: Path):
     assert error_lines(write_log(tmp_path / "other", {"event": "fine"})) == []
 
 
+def test_an_error_that_is_logged_line_by_line_is_one(tmp_path: Path):
+    """As failed jobs and wrong settings are: Airflow adds one entry that says nothing."""
+    earlier = {"level": "error", "event": "earlier"}
+    lines = [{"level": "error", "event": text} for text in ("Slurm job 8 failed", "Cause: x", "Task exited")]
+    log = write_log(tmp_path / "log", earlier, {"event": "retries"}, *lines, {"event": "end"})
+    assert error_lines(log) == ["Slurm job 8 failed", "Cause: x"]
+
+
 def test_last_line_is_the_jobs_and_not_airflows(tmp_path: Path):
     old = write_log(
         tmp_path / "attempt=1.log", {"event": "submitted", "logger": "airflow.task.operators.llm_bridge"}
