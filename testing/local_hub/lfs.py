@@ -100,7 +100,12 @@ async def put_part(request: Request) -> Response:
     if length != expected:
         unfinished.unlink()
         raise HubError(400, f"part {number} has {length} bytes instead of {expected}; send it again")
-    unfinished.replace(folder / str(number))
+    try:
+        unfinished.replace(folder / str(number))
+    except FileNotFoundError:
+        # Another client, or the same one again, has completed the object meanwhile.
+        if hub.blobs.size(sha256) != size:
+            raise
     return Response(status_code=200, headers={"ETag": f'"{digest.hexdigest()}"'})
 
 
