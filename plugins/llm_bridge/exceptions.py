@@ -41,7 +41,7 @@ class JobRefused(ConfigError):
         self.cause = cause
         super().__init__(
             f"Slurm on cluster {cluster!r} refuses the job {job!r}: {cause}. Check include/clusters/{cluster}.yaml and "
-            "the recipe's nodes and gpus_per_node; nothing was submitted."
+            "the recipe's nodes, gpus_per_node and time_limit; nothing was submitted."
         )
 
 

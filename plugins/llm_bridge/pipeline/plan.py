@@ -499,7 +499,10 @@ def _wrong_stages(plan: Plan) -> Iterator[str]:
     if "upload" in plan.stages and not (plan.has("sft") or plan.has("merge")):
         yield "stage 'upload' has no model to upload: choose 'merge' (PPO's) or 'sft' too, or give one in start_from"
     if "merge" in plan.stages and not plan.has("ppo"):
-        yield "stage 'merge' merges PPO's model: choose 'ppo' too, or give checkpoints or a run in start_from"
+        yield (
+            "stage 'merge' merges PPO's model ('sft' merges its own): leave it out, choose 'ppo' too, or give "
+            "checkpoints or a run in start_from"
+        )
     if "ppo" in plan.stages and "upload" in plan.stages and "merge" not in plan.stages:
         yield "PPO's model is uploaded from stage 'merge': choose it too"
 

@@ -232,7 +232,7 @@ async def _refusals(client: SlurmClient, refused: Sequence[tuple[ResolvedJob, Jo
         found.append(Finding(size.key, ERROR, detail, action))
     for cause, templates in causes.items():
         detail = f"Slurm on cluster {name!r} refuses the jobs {', '.join(dict.fromkeys(templates))}: {cause}"
-        action = f"check include/clusters/{name}.yaml and the recipe's nodes and gpus_per_node"
+        action = f"check include/clusters/{name}.yaml and the recipe's nodes, gpus_per_node and time_limit"
         found.append(Finding("jobs", ERROR, detail, action))
     return found
 

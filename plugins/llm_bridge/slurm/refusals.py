@@ -146,7 +146,7 @@ TABLE: tuple[Refusal, ...] = (
     Refusal("Invalid generic resource (gres) specification", Verdict.NEVER, "correct `gpus_per_node`, `gpu_request`"),
     Refusal("Invalid GRES specification", Verdict.NEVER, "correct `gpus_per_node`, `gpu_request`"),
     Refusal("Requested GRES option unsupported", Verdict.NEVER, "set `gpu_request: gres`"),
-    Refusal("Requested time limit is invalid", Verdict.NEVER, "lower `time_limit`, or set one"),
+    Refusal("Requested time limit is invalid", Verdict.NEVER, "lower or set the stage's or cluster's `time_limit`"),
     Refusal("CPU count specification invalid", Verdict.NEVER, "lower `cpus_per_task`"),
     Refusal("More processors requested than permitted", Verdict.NEVER, "lower `cpus_per_task`"),
     Refusal("Memory required by task is not available", Verdict.NEVER, "lower `mem`"),

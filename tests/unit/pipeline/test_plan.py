@@ -179,7 +179,7 @@ def test_stages_on_cpus_request_no_gpus() -> None:
         ({"cluster": "nope"}, "'nope' is not one of the clusters .* local"),
         ({"cluster": "my site"}, "'my site' is not one of the clusters"),
         ({"stages": ["upload"]}, "has no model to upload"),
-        ({"stages": ["prepare", "merge"]}, "choose 'ppo' too"),
+        ({"stages": ["prepare", "sft", "merge"]}, "'sft' merges its own.*: leave it out, choose 'ppo' too"),
         ({"stages": ["sft", "ppo", "upload"]}, "choose it too"),
         ({"recipe": "gsm8k_llama32_1b", "cluster": None}, "no cluster: choose one in the form"),
     ],
