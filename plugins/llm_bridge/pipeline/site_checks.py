@@ -191,6 +191,7 @@ async def jobs(
     """
     found: list[Finding] = []
     refused: list[tuple[ResolvedJob, JobRefused]] = []
+    fits: list[ResolvedJob] = []
     for job in planned:
         resolved = job.resolve(client.cluster)
         name = job.stage or resolved.name
@@ -201,10 +202,12 @@ async def jobs(
             if accepted is not None:
                 accepted[options] = answer
             found.append(Finding(f"job {name}", OK, f"{name}: {answer}"))
+            fits.append(resolved)
         except NotAcceptedYet as error:  # its own task submits it, and waits then
             found.append(Finding(f"job {name}", WARNING, f"{name}: {error}. The run continues"))
         except JobRefused as error:
             refused.append((resolved, error))
+    found += await client.beyond_partitions(fits)
     return found + (await _refusals(client, refused) if refused else [])
 
 

@@ -36,6 +36,7 @@ from llm_bridge.remote.messages import (
     AttemptsRequest,
     CommandAnswer,
     CommandRequest,
+    Finding,
     FoundResult,
     RateBudget,
     ResultAnswer,
@@ -46,7 +47,15 @@ from llm_bridge.remote.messages import (
 )
 from llm_bridge.remote.shared_transport import connect
 from llm_bridge.remote.transport import CommandFailed, Completed, NotStarted, Session, Transport, checked
-from llm_bridge.slurm import accounting, batch_script, capacity, fingerprint, refusals, site_names
+from llm_bridge.slurm import (
+    accounting,
+    batch_script,
+    capacity,
+    fingerprint,
+    refusals,
+    site_limits,
+    site_names,
+)
 from llm_bridge.slurm.accounting import Accounting
 from llm_bridge.slurm.batch_script import AttemptFiles
 from llm_bridge.slurm.capacity import TooLarge
@@ -290,6 +299,10 @@ class SlurmClient:
         """Return for each job its sizes that no node of the cluster has; none if sinfo fails."""
         done = await self.run([*capacity.ALL_NODES])
         return [capacity.too_large(job, "" if done.code else done.stdout) for job in jobs]
+
+    async def beyond_partitions(self, jobs: Sequence[ResolvedJob]) -> list[Finding]:
+        """Return findings about jobs whose time limit none of their partitions allows."""
+        return await site_limits.beyond_partitions(jobs, self.run)
 
     async def _sinfo(self, argv: list[str]) -> str:
         done = await self.run(argv)

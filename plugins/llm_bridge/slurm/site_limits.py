@@ -9,6 +9,7 @@ from llm_bridge.config.cluster import Cluster
 from llm_bridge.remote.messages import ERROR, OK, WARNING, Finding
 from llm_bridge.slurm import time_limit
 from llm_bridge.slurm.site_names import Run
+from llm_bridge.slurm.spec import ResolvedJob
 
 # Fields of sacctmgr(1) -> their names in findings.
 ASSOCIATION = {
@@ -101,6 +102,59 @@ def _in_partition(cluster: Cluster, name: str, row: Row) -> Finding:
     return Finding("partition", OK, detail)
 
 
+async def beyond_partitions(jobs: Iterable[ResolvedJob], run: Run) -> list[Finding]:
+    """Return findings about jobs whose time limit none of their partitions allows.
+
+    Without ``EnforcePartLimits`` (slurm.conf(5)), Slurm accepts such a job, and lets it wait for ever with the reason
+    PartitionTimeLimit. A QOS with the flag of that name may allow it.
+
+    Args:
+        jobs: Jobs that Slurm accepts.
+        run: Runs a command on the login node.
+    """
+    given = [(job, dict(job.directives)) for job in jobs]
+    given = [(job, options) for job, options in given if options.get("time")]
+    known = await partitions(run) if given else {}
+    too_long: dict[tuple[str, str], list[ResolvedJob]] = {}
+    for job, options in given:
+        names = (options.get("partition") or "").split(",")
+        rows = [known.get(name) for name in names if name]
+        rows = rows or [row for row in known.values() if row.get("Default") == "YES"]
+        limits = [(row or {}).get("MaxTime", "") for row in rows]
+        limit = str(options["time"])
+        if limits and all(_exceeds(limit, most) for most in limits):
+            shown = ", ".join(f"{row['PartitionName']} {row['MaxTime']}" for row in rows if row)
+            too_long.setdefault((limit, shown), []).append(job)
+    result = WARNING if too_long and await _qos_lifts_limits(run) else ERROR
+    found = []
+    for (limit, shown), of_limit in too_long.items():
+        names = list(dict.fromkeys(job.job.stage or job.name for job in of_limit))
+        detail = (
+            f"time limit {limit} of the jobs {', '.join(names)} is more than partitions allow (MaxTime): {shown}. Such "
+            "a job waits for ever (PartitionTimeLimit)"
+        )
+        action = (
+            f"lower time_limit of these stages in the recipe, or in include/clusters/{of_limit[0].cluster.name}.yaml, "
+            "or choose another partition"
+        )
+        found.append(Finding("time_limit", result, detail, action))
+    return found
+
+
+async def _qos_lifts_limits(run: Run) -> bool:
+    """Return True if jobs with one of the site's QOS may exceed a partition's limit."""
+    done = await run(["sacctmgr", "-n", "-P", "show", "qos", "format=flags"])
+    return done.code == 0 and "PartitionTimeLimit" in done.stdout
+
+
+def _exceeds(limit: str, most: str) -> bool:
+    """Return True if a time limit is above another one; False if one is unlimited or unknown."""
+    try:
+        return time_limit.parse(limit) > time_limit.parse(most)
+    except ValueError:  # none, UNLIMITED
+        return False
+
+
 def of_user(
     cluster: Cluster, user: str, own: list[Row], known: Iterable[Row], *, enforces: bool = True
 ) -> list[Finding]:
@@ -176,12 +230,7 @@ def _not_listed(
 
 def _too_long(cluster: Cluster, where: str, most: str | None) -> tuple[str, str] | None:
     """Return detail and action for a time limit above another one; None if it fits, or if one is unknown."""
-    try:
-        limit = time_limit.parse(cluster.time_limit or "")
-        allowed = time_limit.parse(most or "")
-    except ValueError:  # none, UNLIMITED
-        return None
-    if limit <= allowed:
+    if not _exceeds(cluster.time_limit or "", most or ""):
         return None
     file = f"include/clusters/{cluster.name}.yaml"
     return (

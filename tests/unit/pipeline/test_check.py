@@ -80,6 +80,9 @@ class Client:
     async def too_large(self, jobs: list[ResolvedJob]) -> list[list[TooLarge]]:
         return [self.large for _ in jobs]
 
+    async def beyond_partitions(self, jobs: list[ResolvedJob]) -> list[Finding]:
+        return []
+
     async def call_helper(self, helper: str, request: Any, answer: Any) -> Any:
         if helper == "start_from":
             assert answer is StartAnswer

@@ -10,6 +10,7 @@ from llm_bridge.config.cluster import Cluster
 from llm_bridge.remote.messages import ERROR, OK, WARNING
 from llm_bridge.remote.transport import Completed
 from llm_bridge.slurm import site_limits
+from llm_bridge.slurm.spec import Resources, SlurmJob
 
 PARTITIONS = (
     "PartitionName=gpu AllowGroups=ALL Default=NO MaxNodes=4 MaxTime=1-00:00:00 State=UP TotalNodes=2\n"
@@ -43,6 +44,32 @@ async def test_a_time_limit_above_the_partitions_is_an_error_with_key_and_fix(li
         f"time_limit {limit} in include/clusters/c.yaml is more than partition gpu"
     )
     assert finding.action == "set time_limit to 1-00:00:00 or less"
+
+
+@pytest.mark.parametrize(
+    ("partition", "limit", "flags", "result"),
+    [
+        ("gpu", "1-00:00:01", "", ERROR),
+        ("gpu", "1-00:00:00", "", None),
+        ("gpu", None, "", None),
+        (None, "30-00:00:00", "", None),  # the default one has no limit
+        ("gpu,old", "2-00:00:00", "", None),
+        ("gpu,unknown", "2-00:00:00", "", None),
+        ("gpu", "2-00:00:00", "DenyOnLimit,PartitionTimeLimit\n", WARNING),
+    ],
+)
+async def test_a_job_that_slurm_accepts_and_never_starts_for_its_time_limit_is_found(
+    partition: str | None, limit: str | None, flags: str, result: str | None
+) -> None:
+    async def run(argv: list[str]) -> Completed:
+        return Completed(0, flags if argv[0] == "sacctmgr" else PARTITIONS, "")
+
+    job = SlurmJob(cluster="c", script="#!/bin/sh\n", directory="/w/d", resources=Resources(time_limit=limit))
+    found = await site_limits.beyond_partitions([job.resolve(cluster(partition=partition))], run)
+    assert [finding.result for finding in found] == [result] * (result is not None)
+    if result:
+        assert "PartitionTimeLimit" in found[0].detail and "gpu 1-00:00:00" in found[0].detail
+        assert "include/clusters/c.yaml" in found[0].action
 
 
 async def test_a_partition_that_is_down_is_waited_for() -> None:
