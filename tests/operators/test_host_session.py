@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import SyncToAsync
 
 from llm_bridge.operators.slurm import SlurmSubmitOperator
 from llm_bridge.remote import attempt_dir
@@ -92,7 +93,13 @@ def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """Return the result of work in a forked process; this one uses no event loop, whose threads no child would have."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: theirs.send(work(*arguments)))
+
+    def run() -> None:
+        # asgiref's thread, which tests before this one may have started, is in no child either.
+        SyncToAsync.single_thread_executor = ThreadPoolExecutor(1)
+        theirs.send(work(*arguments))
+
+    process = context.Process(target=run)
     process.start()
     theirs.close()
     found = ours.recv()
