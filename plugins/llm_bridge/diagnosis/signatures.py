@@ -157,7 +157,7 @@ TABLE: tuple[Signature, ...] = (
       "INFO:    segfault_handler: installed",
       "Compiled code crashed; the lines below name the functions. dlopen among them: a library was changed or replaced "
       "while the job ran, or packages do not fit together. Install nothing into an environment that jobs use: build it "
-      "anew (python -m llm_bridge install-environment CLUSTER)."),
+      "again (python -m llm_bridge install-environment CLUSTER)."),
     S("vllm_engine_ended", "unknown",
       r"^RuntimeError: Engine core initialization failed",
       "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",

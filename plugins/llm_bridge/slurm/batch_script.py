@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+import jinja2.bccache
 
 from llm_bridge.exceptions import ConfigError
 from llm_bridge.remote import attempt_dir, host_folder, node_archive
@@ -85,13 +86,22 @@ def templates() -> list[str]:
     return sorted(name for name in found if name not in PARTS)
 
 
+class _BytecodeCache(jinja2.FileSystemBytecodeCache):
+    """Cache of compiled templates; a disk that is full, or a folder that was removed, fails no submission."""
+
+    def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        """Write a compiled template, if that is possible."""
+        with suppress(OSError):
+            super().dump_bytecode(bucket)
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     with suppress(OSError):  # each task is a process: a third of its work was to compile the templates
-        environment.bytecode_cache = jinja2.FileSystemBytecodeCache(str(host_folder.path()))
+        environment.bytecode_cache = _BytecodeCache(str(host_folder.path()))
     environment.filters["sh"] = shlex.quote
     environment.globals["files"] = attempt_dir
     return environment

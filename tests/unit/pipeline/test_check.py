@@ -61,6 +61,7 @@ class Client:
         self.refusal: Exception = JobRefused("no such partition", "job", "local")
         self.wrong: list[WrongNames] = []
         self.large: list[TooLarge] = []
+        self.too_long: list[Finding] = []
         # Output of each program that is a Python, and the path of python3.
         self.pythons = {"/usr/bin/python3": "llm-bridge 3.9\n"}
         self.python3 = "/usr/bin/python3\n"
@@ -81,7 +82,7 @@ class Client:
         return [self.large for _ in jobs]
 
     async def beyond_partitions(self, jobs: list[ResolvedJob]) -> list[Finding]:
-        return []
+        return self.too_long if jobs else []
 
     async def call_helper(self, helper: str, request: Any, answer: Any) -> Any:
         if helper == "start_from":
@@ -385,6 +386,14 @@ async def test_a_login_node_without_python_is_reported(client: Client, include: 
     with pytest.raises(ConfigError, match=r"Set it to a Python of version 3\.6 or newer\. Nothing"):
         await check_site(plan())
     assert client.request is None
+
+
+async def test_a_time_limit_beyond_the_partitions_refuses_a_run_that_slurm_would_accept(
+    client: Client,
+) -> None:
+    client.too_long = [Finding("time_limit", ERROR, "time limit 2:00:00 of the jobs sft is too long")]
+    with pytest.raises(ConfigError, match="time limit 2:00:00 of the jobs sft"):
+        await check_site(plan())
 
 
 async def test_wrong_names_of_all_keys_replace_slurms_refusal(client: Client) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_bridge.remote.node.common import programs
+from llm_bridge.remote.node.hub.weight_files import MAX_HEADER_BYTES
 from llm_bridge.remote.node.verl import ppo_rules
 
 SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
@@ -102,11 +103,13 @@ def count_parameters(model: Path) -> int | None:
         try:
             with file.open("rb") as opened:
                 (length,) = struct.unpack("<Q", opened.read(8))
+                if length > MAX_HEADER_BYTES:  # corrupt
+                    return None
                 header = json.loads(opened.read(length))
             total += sum(
                 math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
             )
-        except (OSError, ValueError, struct.error, KeyError, TypeError):
+        except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError):
             return None  # loading the model will say what is wrong with it
     return total or None
 

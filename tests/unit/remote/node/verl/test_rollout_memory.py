@@ -97,3 +97,9 @@ def test_parameters_are_counted_from_the_headers_of_all_shards(tmp_path: Path) -
     (tmp_path / "model-2.safetensors").write_bytes(b"cut")
     assert rollout_memory.count_parameters(tmp_path) is None
     assert rollout_memory.count_parameters(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 16, b"\x02" + bytes(7) + b"[]"])
+def test_parameters_of_a_corrupt_file_are_unknown(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert rollout_memory.count_parameters(tmp_path) is None
